@@ -1,0 +1,79 @@
+//! Backends: each translates the Plan into rules of one kernel mechanism and keeps the kernel there.
+
+pub mod iptables;
+
+use std::collections::BTreeSet;
+use std::future::Future;
+
+use crate::model::ServicePortName;
+use crate::plan::Plan;
+
+/// A kernel mechanism. `sync` and `check` are the only operations that touch the kernel.
+pub trait Backend: Send {
+    /// Brings the kernel to `plan`. `scope` names what may differ from the plan of the last
+    /// successful call; everything else is taken to be right.
+    ///
+    /// Service ports whose rules the kernel refuses are left out and named in the report; that is
+    /// not an error. After an error the backend itself remembers what it no longer knows, and
+    /// looks after it in the next call whatever its scope is.
+    fn sync(&mut self, plan: &Plan, scope: &Scope) -> impl Future<Output = Result<Report, ApplyError>> + Send;
+
+    /// Looks for signs that somebody else removed rules. If so, the next `sync` starts from what
+    /// is really there; the answer says whether one is needed.
+    fn check(&mut self) -> impl Future<Output = Result<Intact, ApplyError>> + Send;
+}
+
+/// What may differ from the plan last applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// These Service ports, and nothing that belongs to the node as a whole.
+    Services(BTreeSet<ServicePortName>),
+    /// Anything: compare all of it. (kube-proxy: a full sync.)
+    Everything,
+}
+
+/// Answer of [`Backend::check`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intact {
+    /// Nothing is known to be missing.
+    Yes,
+    /// Rules are missing: sync again.
+    No,
+}
+
+/// What a sync did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Service ports whose rules were written or removed.
+    pub written: usize,
+    /// Service ports the kernel refused, with its own words. Their previous rules stay.
+    pub refused: Vec<(ServicePortName, String)>,
+    /// Programs run to write rules.
+    pub restores: usize,
+    /// Bytes given to them.
+    pub bytes: usize,
+}
+
+/// Why a sync as a whole did not succeed. It is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// Somebody else holds the lock on the tables.
+    #[error("{program}: the xtables lock is held by another program ({detail})")]
+    Busy {
+        /// Program that waited for it.
+        program: String,
+        /// Its first line of complaint.
+        detail: String,
+    },
+    /// A program failed for a reason that no single Service explains.
+    #[error("{program} failed: {detail}")]
+    Failed {
+        /// The program, with the arguments that matter.
+        program: String,
+        /// Its first line of complaint.
+        detail: String,
+    },
+    /// A program could not be run at all, or not to its end.
+    #[error(transparent)]
+    Command(#[from] crate::command::CommandError),
+}

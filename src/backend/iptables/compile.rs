@@ -1,0 +1,423 @@
+//! From the Plan to rules. Knows chains and rules, and nothing of why traffic goes where.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+
+use super::names::{self, ChainName, ServiceChains};
+use super::ruleset::{ConnStates, Is, Marking, Match, Rule, Table, Target};
+use crate::model::ServicePortName;
+use crate::net::{IpFamily, Protocol, host_net};
+use crate::plan::{Action, Frontend, Listen, NodePlan, NodePortAddresses, PodTraffic, PoolKind, ServicePlan, Source};
+
+/// Counter of packets that [`names::FORWARD`] drops as invalid.
+pub const NFACCT_INVALID_DROPPED: &str = "ct_state_invalid_dropped_pkts";
+/// Counter of packets accepted on node ports of loopback addresses.
+pub const NFACCT_LOCALHOST_ACCEPTED: &str = "localhost_nps_accepted_pkts";
+
+/// What rules depend on besides the plan of their Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Style {
+    /// IP family.
+    pub family: IpFamily,
+    /// How pods are recognised.
+    pub pod_traffic: Option<PodTraffic>,
+    /// Node ports answer on 127.0.0.0/8.
+    pub localhost_node_ports: bool,
+    /// Bit of the packet mark that asks for source translation.
+    pub mark: u32,
+    /// `MASQUERADE` knows `--random-fully` (iptables 1.6.2).
+    pub random_fully: bool,
+    /// Drop packets of no known connection; off where conntrack is configured to be liberal.
+    pub drop_invalid: bool,
+    /// The kernel has the counter [`NFACCT_INVALID_DROPPED`].
+    pub count_invalid: bool,
+    /// The kernel has the counter [`NFACCT_LOCALHOST_ACCEPTED`].
+    pub count_localhost: bool,
+    /// More than 1,000 endpoints: rules of endpoints carry no comments.
+    pub large_cluster: bool,
+}
+
+/// A chain that holds rules of many Service ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Shared {
+    /// nat KUBE-SERVICES
+    NatServices,
+    /// nat KUBE-NODEPORTS
+    NatNodePorts,
+    /// filter KUBE-SERVICES
+    FilterServices,
+    /// filter KUBE-EXTERNAL-SERVICES
+    FilterExternalServices,
+    /// filter KUBE-NODEPORTS
+    FilterNodePorts,
+    /// filter KUBE-PROXY-FIREWALL
+    FilterProxyFirewall,
+}
+
+/// The rules of one Service port.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceRules {
+    /// Its own chains, all in nat, in the order in which kube-proxy writes them.
+    pub chains: Vec<(ChainName, Vec<Rule>)>,
+    /// Its rules in chains that it shares with others.
+    pub shared: Vec<(Shared, Rule)>,
+}
+
+/// The rules that belong to no Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseRules {
+    /// Chains whose whole content is fixed.
+    pub chains: Vec<(Table, ChainName, Vec<Rule>)>,
+    /// Rules that lead from node addresses to node ports: the last ones of nat KUBE-SERVICES,
+    /// because any Service address must be tried before.
+    pub tail: Vec<Rule>,
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// All of them.
+    pub const ALL: [Shared; 6] = [
+        Shared::NatServices,
+        Shared::NatNodePorts,
+        Shared::FilterServices,
+        Shared::FilterExternalServices,
+        Shared::FilterNodePorts,
+        Shared::FilterProxyFirewall,
+    ];
+
+    /// The table the chain is in.
+    pub fn table(self) -> Table {
+        match self {
+            Shared::NatServices | Shared::NatNodePorts => Table::Nat,
+            _ => Table::Filter,
+        }
+    }
+
+    /// The name of the chain.
+    pub fn chain(self) -> ChainName {
+        match self {
+            Shared::NatServices | Shared::FilterServices => names::SERVICES,
+            Shared::NatNodePorts | Shared::FilterNodePorts => names::NODE_PORTS,
+            Shared::FilterExternalServices => names::EXTERNAL_SERVICES,
+            Shared::FilterProxyFirewall => names::PROXY_FIREWALL,
+        }
+    }
+}
+
+/// Compiles what belongs to no Service.
+pub fn base(node: &NodePlan, style: &Style) -> BaseRules {
+    let mark = Marking { value: style.mark, mask: style.mark };
+    let jump_comment = "kubernetes forwarding rules";
+    let mut forward = Vec::new();
+    if style.drop_invalid {
+        let mut rule = Rule::to(Target::Drop).with(Match::ConnState(Is::is(ConnStates::INVALID)));
+        if style.count_invalid {
+            rule = rule.with(Match::Nfacct(NFACCT_INVALID_DROPPED.into()));
+        }
+        forward.push(rule);
+    }
+    forward.push(Rule::to(Target::Accept).comment(jump_comment).with(Match::Mark(Is::is(mark))));
+    forward.push(
+        Rule::to(Target::Accept)
+            .comment("kubernetes forwarding conntrack rule")
+            .with(Match::ConnState(Is::is(ConnStates::RELATED.or(ConnStates::ESTABLISHED)))),
+    );
+    let mut chains = vec![
+        (Table::Filter, names::FORWARD, forward),
+        (
+            Table::Nat,
+            names::POSTROUTING,
+            vec![
+                Rule::to(Target::Return).with(Match::Mark(Is::is_not(mark))),
+                // Cleared, so that the packet is not translated again should it pass a second time.
+                Rule::to(Target::SetMark(Marking { value: style.mark, mask: 0 })),
+                Rule::to(Target::Masquerade { random_fully: style.random_fully })
+                    .comment("kubernetes service traffic requiring SNAT"),
+            ],
+        ),
+        (Table::Nat, names::MARK_MASQ, vec![Rule::to(Target::SetMark(mark))]),
+    ];
+    if style.localhost_node_ports {
+        let answered = ConnStates::RELATED.or(ConnStates::ESTABLISHED).or(ConnStates::DNAT);
+        let loopback = loopback(style.family);
+        let rule = Rule::to(Target::Drop)
+            .not_from(loopback)
+            .sent_to(loopback)
+            .comment("block incoming localnet connections")
+            .with(Match::ConnState(Is::is_not(answered)));
+        chains.push((Table::Filter, names::FIREWALL, vec![rule]));
+    }
+    BaseRules { chains, tail: tail(node, style) }
+}
+
+fn tail(node: &NodePlan, style: &Style) -> Vec<Rule> {
+    let rule = || {
+        Rule::jump(names::NODE_PORTS)
+            .comment("kubernetes service nodeports; NOTE: this must be the last rule in this chain")
+    };
+    match &node.node_port_addresses {
+        NodePortAddresses::All if style.localhost_node_ports => vec![rule().with(Match::DestinationIsLocal)],
+        NodePortAddresses::All => vec![rule().with(Match::DestinationIsLocal).not_sent_to(loopback(style.family))],
+        NodePortAddresses::Only(addresses) => addresses.iter().map(|ip| rule().sent_to(host_net(*ip))).collect(),
+    }
+}
+
+fn loopback(family: IpFamily) -> IpNet {
+    match family {
+        IpFamily::V4 => IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
+        IpFamily::V6 => host_net(Ipv6Addr::LOCALHOST.into()),
+    }
+}
+
+/// Compiles one Service port.
+pub fn service(name: &ServicePortName, plan: &ServicePlan, style: &Style) -> ServiceRules {
+    Compiler { spn: name.to_string(), protocol: name.protocol, chains: ServiceChains::new(name), plan, style }.compile()
+}
+
+struct Compiler<'a> {
+    spn: String,
+    protocol: Protocol,
+    chains: ServiceChains,
+    plan: &'a ServicePlan,
+    style: &'a Style,
+}
+
+impl Compiler<'_> {
+    fn compile(&self) -> ServiceRules {
+        let mut rules = ServiceRules::default();
+        for frontend in &self.plan.frontends {
+            self.capture(frontend, &mut rules.shared);
+        }
+        if let Some(port) = self.plan.health_check_node_port {
+            let rule = Rule::to(Target::Accept)
+                .comment(format!("{} health check node port", self.spn))
+                .transport(Protocol::Tcp, Some(port));
+            rules.shared.push((Shared::FilterNodePorts, rule));
+        }
+        self.external(&mut rules);
+        self.firewall(&mut rules);
+        self.pool(PoolKind::Cluster, &mut rules);
+        self.pool(PoolKind::Local, &mut rules);
+        self.endpoints(&mut rules);
+        rules
+    }
+
+    /// Rules in shared chains that catch the packets of one frontend.
+    fn capture(&self, frontend: &Frontend, shared: &mut Vec<(Shared, Rule)>) {
+        let captured = frontend.routes.iter().any(|(_, action)| matches!(action, Action::Balance { .. }));
+        let refusal = frontend.default_action().and_then(|action| self.refusal(action));
+        let to_chain = |what: &str, ip, port, chain| {
+            let rule = Rule::jump(chain).comment(format!("{} {what}", self.spn));
+            rule.transport(self.protocol, Some(port)).sent_to(host_net(ip))
+        };
+        match frontend.listen {
+            Listen::ClusterIp(ip, port) => {
+                if let (Some(Action::Balance { pool, .. }), true) = (frontend.default_action(), captured) {
+                    shared.push((Shared::NatServices, to_chain("cluster IP", ip, port, self.pool_chain(pool))));
+                }
+                if let Some(refusal) = refusal {
+                    let rule = refusal.transport(self.protocol, Some(port)).sent_to(host_net(ip));
+                    shared.push((Shared::FilterServices, rule));
+                }
+            }
+            Listen::ExternalIp(ip, port) => {
+                if captured {
+                    shared.push((Shared::NatServices, to_chain("external IP", ip, port, self.chains.external())));
+                }
+                if let Some(refusal) = refusal {
+                    let rule = refusal.transport(self.protocol, Some(port)).sent_to(host_net(ip));
+                    shared.push((Shared::FilterExternalServices, rule));
+                }
+            }
+            Listen::LoadBalancerIp(ip, port) => {
+                if captured {
+                    let chain = match frontend.allow_from {
+                        Some(_) => self.chains.firewall(),
+                        None => self.chains.external(),
+                    };
+                    shared.push((Shared::NatServices, to_chain("loadbalancer IP", ip, port, chain)));
+                }
+                if frontend.allow_from.is_some() {
+                    let rule = Rule::to(Target::Drop)
+                        .comment(format!("{} traffic not accepted by {}", self.spn, self.chains.firewall()))
+                        .transport(self.protocol, Some(port))
+                        .sent_to(host_net(ip));
+                    shared.push((Shared::FilterProxyFirewall, rule));
+                }
+                if let Some(refusal) = refusal {
+                    let rule = refusal.transport(self.protocol, Some(port)).sent_to(host_net(ip));
+                    shared.push((Shared::FilterExternalServices, rule));
+                }
+            }
+            Listen::NodePort(port) => {
+                if captured {
+                    let rule = || {
+                        let rule = Rule::jump(self.chains.external()).comment(self.spn.clone());
+                        rule.transport(self.protocol, Some(port))
+                    };
+                    if self.style.localhost_node_ports && self.style.count_localhost {
+                        let counted = rule().sent_to(loopback(self.style.family));
+                        shared.push((
+                            Shared::NatNodePorts,
+                            counted.with(Match::Nfacct(NFACCT_LOCALHOST_ACCEPTED.into())),
+                        ));
+                    }
+                    shared.push((Shared::NatNodePorts, rule()));
+                }
+                if let Some(refusal) = refusal {
+                    let rule = refusal.with(Match::DestinationIsLocal).transport(self.protocol, Some(port));
+                    shared.push((Shared::FilterExternalServices, rule));
+                }
+            }
+        }
+    }
+
+    /// The beginning of a filter rule for packets that no endpoint takes.
+    fn refusal(&self, action: Action) -> Option<Rule> {
+        match action {
+            Action::Balance { .. } => None,
+            Action::Reject => {
+                Some(Rule::to(Target::Reject(self.style.family)).comment(format!("{} has no endpoints", self.spn)))
+            }
+            Action::Drop => Some(Rule::to(Target::Drop).comment(format!("{} has no local endpoints", self.spn))),
+        }
+    }
+
+    /// KUBE-EXT: what happens to packets for external addresses, by their source.
+    fn external(&self, rules: &mut ServiceRules) {
+        let external = self.plan.frontends.iter().find(|frontend| !matches!(frontend.listen, Listen::ClusterIp(..)));
+        let Some(frontend) = external else { return };
+        if frontend.sole_action().is_some_and(|action| !matches!(action, Action::Balance { .. })) {
+            return;
+        }
+        let to = format!("for {} external destinations", self.spn);
+        let mut chain = Vec::new();
+        for (source, action) in &frontend.routes {
+            let Action::Balance { pool, masquerade } = *action else { continue };
+            let target = self.pool_chain(pool);
+            match source {
+                Source::Pod => {
+                    let rule = Rule::jump(target).comment(format!("pod traffic {to}"));
+                    chain.extend(self.from_pods(rule, false));
+                }
+                Source::Node => {
+                    if masquerade {
+                        let rule = Rule::jump(names::MARK_MASQ).comment(format!("masquerade LOCAL traffic {to}"));
+                        chain.push(rule.with(Match::SourceIsLocal));
+                    }
+                    let rule = Rule::jump(target).comment(format!("route LOCAL traffic {to}"));
+                    chain.push(rule.with(Match::SourceIsLocal));
+                }
+                Source::Any => {
+                    if masquerade {
+                        chain.push(Rule::jump(names::MARK_MASQ).comment(format!("masquerade traffic {to}")));
+                    }
+                    chain.push(Rule::jump(target));
+                }
+            }
+        }
+        rules.chains.push((self.chains.external(), chain));
+    }
+
+    /// KUBE-FW: lets allowed sources through; the rest goes on untranslated, into the filter table.
+    fn firewall(&self, rules: &mut ServiceRules) {
+        let Some(allowed) = self.plan.frontends.iter().find_map(|frontend| frontend.allow_from.as_ref()) else {
+            return;
+        };
+        let pass = |net: &IpNet| {
+            Rule::jump(self.chains.external()).from(*net).comment(format!("{} loadbalancer IP", self.spn))
+        };
+        let mut chain: Vec<Rule> = allowed.iter().map(pass).collect();
+        let rest = format!("other traffic to {} will be dropped by {}", self.spn, names::PROXY_FIREWALL);
+        chain.push(Rule::default().comment(rest));
+        rules.chains.push((self.chains.firewall(), chain));
+    }
+
+    /// KUBE-SVC or KUBE-SVL: picks an endpoint of a pool.
+    fn pool(&self, kind: PoolKind, rules: &mut ServiceRules) {
+        let pool = self.plan.pool(kind);
+        if pool.is_empty() {
+            return;
+        }
+        let mut chain = Vec::with_capacity(pool.len() + 1);
+        chain.extend(self.plan.frontends.iter().find_map(|frontend| self.masquerade_internal(kind, frontend)));
+        let endpoints: Vec<(ChainName, Rule)> = pool
+            .iter()
+            .map(|backend| {
+                let name = self.chains.endpoint(backend);
+                let rule = Rule::jump(name.clone());
+                match self.style.large_cluster {
+                    true => (name, rule),
+                    false => (name, rule.comment(format!("{} -> {backend}", self.spn))),
+                }
+            })
+            .collect();
+        if let Some(seconds) = self.plan.affinity_seconds {
+            for (list, rule) in &endpoints {
+                let seen = Match::RecentlySeen { list: list.clone(), seconds, family: self.style.family };
+                chain.push(rule.clone().with(seen));
+            }
+        }
+        for (left, (_, rule)) in (1..=endpoints.len()).rev().zip(endpoints) {
+            chain.push(match u32::try_from(left) {
+                Ok(1) | Err(_) => rule,
+                Ok(left) => rule.with(Match::OneIn(left)),
+            });
+        }
+        rules.chains.push((self.pool_chain(kind), chain));
+    }
+
+    /// First rule of the chain that takes cluster IP traffic: marks what must be masqueraded.
+    fn masquerade_internal(&self, kind: PoolKind, frontend: &Frontend) -> Option<Rule> {
+        let Listen::ClusterIp(ip, port) = frontend.listen else { return None };
+        let Some(Action::Balance { pool, masquerade: true }) = frontend.default_action() else { return None };
+        if pool != kind {
+            return None;
+        }
+        let rule = Rule::jump(names::MARK_MASQ)
+            .comment(format!("{} cluster IP", self.spn))
+            .transport(self.protocol, Some(port))
+            .sent_to(host_net(ip));
+        match frontend.sole_action() {
+            Some(_) => Some(rule),
+            None => self.from_pods(rule, true),
+        }
+    }
+
+    /// KUBE-SEP: translates to one endpoint.
+    fn endpoints(&self, rules: &mut ServiceRules) {
+        for backend in self.plan.backends() {
+            let name = self.chains.endpoint(&backend);
+            let rule = |target| match self.style.large_cluster {
+                true => Rule::to(target),
+                false => Rule::to(target).comment(self.spn.clone()),
+            };
+            // An endpoint that is balanced to itself would answer itself directly.
+            let hairpin = rule(Target::Jump(names::MARK_MASQ)).from(host_net(backend.ip));
+            let mut translate = rule(Target::Dnat(backend));
+            if self.plan.affinity_seconds.is_some() {
+                translate = translate.with(Match::Remember { list: name.clone(), family: self.style.family });
+            }
+            rules.chains.push((name, vec![hairpin, translate.transport(self.protocol, None)]));
+        }
+    }
+
+    fn pool_chain(&self, kind: PoolKind) -> ChainName {
+        match kind {
+            PoolKind::Cluster => self.chains.cluster(),
+            PoolKind::Local => self.chains.local(),
+        }
+    }
+
+    /// Limits a rule to traffic of this node's pods, or to all other traffic.
+    fn from_pods(&self, mut rule: Rule, not: bool) -> Option<Rule> {
+        match self.style.pod_traffic.as_ref()? {
+            PodTraffic::Source(net) => rule.source = Some(Is { not, value: *net }),
+            PodTraffic::Interface(name) => rule.in_interface = Some(Is { not, value: name.clone() }),
+            PodTraffic::InterfacePrefix(prefix) => rule.in_interface = Some(Is { not, value: format!("{prefix}+") }),
+        }
+        Some(rule)
+    }
+}

@@ -1,0 +1,157 @@
+//! Names of chains, fixed and per Service port.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use data_encoding::BASE32;
+use sha2::{Digest, Sha256};
+
+use crate::model::ServicePortName;
+use crate::plan::Backend;
+
+/// nat: dispatch by Service address. filter: refusal of cluster IPs.
+pub const SERVICES: ChainName = ChainName::fixed("KUBE-SERVICES");
+/// filter: refusal of external addresses and node ports.
+pub const EXTERNAL_SERVICES: ChainName = ChainName::fixed("KUBE-EXTERNAL-SERVICES");
+/// nat: dispatch by node port. filter: acceptance of health check node ports.
+pub const NODE_PORTS: ChainName = ChainName::fixed("KUBE-NODEPORTS");
+/// nat: source translation of marked packets.
+pub const POSTROUTING: ChainName = ChainName::fixed("KUBE-POSTROUTING");
+/// nat: marks a packet for source translation.
+pub const MARK_MASQ: ChainName = ChainName::fixed("KUBE-MARK-MASQ");
+/// filter: forwarding of marked and established traffic.
+pub const FORWARD: ChainName = ChainName::fixed("KUBE-FORWARD");
+/// filter: drops load balancer traffic that source ranges exclude.
+pub const PROXY_FIREWALL: ChainName = ChainName::fixed("KUBE-PROXY-FIREWALL");
+/// filter: shared with the kubelet; keeps others from loopback addresses.
+pub const FIREWALL: ChainName = ChainName::fixed("KUBE-FIREWALL");
+/// In every table: missing when somebody flushed the table.
+pub const CANARY: ChainName = ChainName::fixed("KUBE-PROXY-CANARY");
+
+/// Prefixes of nat chains that belong to a Service port. A chain with one of them that no Service
+/// port owns is a leftover.
+pub const SERVICE_PREFIXES: [&str; 5] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-FW-", "KUBE-EXT-"];
+
+/// Name of a chain.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChainName(Cow<'static, str>);
+
+/// Names of the chains of one Service port. (kube-proxy: `servicePortPolicyClusterChain` and its
+/// like; the hash is that of `namespace/name:port` and the protocol.)
+#[derive(Clone, Debug)]
+pub struct ServiceChains {
+    /// What an endpoint's hash begins with.
+    seed: String,
+    hash: String,
+}
+
+// === impl ChainName ===
+
+impl ChainName {
+    /// A name known at compile time.
+    pub const fn fixed(name: &'static str) -> ChainName {
+        ChainName(Cow::Borrowed(name))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether the chain belongs to some Service port, going by its name.
+    pub fn is_per_service(&self) -> bool {
+        SERVICE_PREFIXES.iter().any(|prefix| self.0.starts_with(prefix))
+    }
+}
+
+impl From<&str> for ChainName {
+    fn from(name: &str) -> ChainName {
+        ChainName(Cow::Owned(name.to_owned()))
+    }
+}
+
+impl From<String> for ChainName {
+    fn from(name: String) -> ChainName {
+        ChainName(Cow::Owned(name))
+    }
+}
+
+impl fmt::Display for ChainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+// === impl ServiceChains ===
+
+impl ServiceChains {
+    /// The names of a Service port.
+    pub fn new(name: &ServicePortName) -> ServiceChains {
+        let seed = format!("{name}{}", name.protocol.lower());
+        let hash = hash(&seed);
+        ServiceChains { seed, hash }
+    }
+
+    /// Balances over the endpoints of the whole cluster.
+    pub fn cluster(&self) -> ChainName {
+        format!("KUBE-SVC-{}", self.hash).into()
+    }
+
+    /// Balances over the endpoints on this node.
+    pub fn local(&self) -> ChainName {
+        format!("KUBE-SVL-{}", self.hash).into()
+    }
+
+    /// Takes traffic to external addresses.
+    pub fn external(&self) -> ChainName {
+        format!("KUBE-EXT-{}", self.hash).into()
+    }
+
+    /// Lets allowed sources through to [`ServiceChains::external`].
+    pub fn firewall(&self) -> ChainName {
+        format!("KUBE-FW-{}", self.hash).into()
+    }
+
+    /// Translates to one endpoint.
+    pub fn endpoint(&self, backend: &Backend) -> ChainName {
+        format!("KUBE-SEP-{}", hash(&format!("{}{backend}", self.seed))).into()
+    }
+}
+
+/// The first 16 characters of the base32 text of the SHA-256 of `text`.
+fn hash(text: &str) -> String {
+    let mut encoded = BASE32.encode(&Sha256::digest(text));
+    encoded.truncate(16);
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ServiceName;
+    use crate::net::Protocol;
+
+    fn chains(namespace: &str, name: &str) -> ServiceChains {
+        let service = ServiceName::new(namespace, name);
+        ServiceChains::new(&ServicePortName { service, port: "p80".into(), protocol: Protocol::Tcp })
+    }
+
+    #[test]
+    fn the_names_are_those_of_kube_proxy() {
+        assert_eq!(chains("ns1", "svc1").cluster().as_str(), "KUBE-SVC-XPGD46QRK7WJZT7O");
+        assert_eq!(chains("ns1", "svc1").firewall().as_str(), "KUBE-FW-XPGD46QRK7WJZT7O");
+        assert_eq!(chains("ns5", "svc5").external().as_str(), "KUBE-EXT-NUKIZ6OKUXPJNT4C");
+        let backend = Backend { ip: [10, 180, 0, 3].into(), port: 80 };
+        assert_eq!(chains("ns3", "svc3").endpoint(&backend).as_str(), "KUBE-SEP-OYPFS5VJICHGATKP");
+        let v6 = Backend { ip: "fd00:10:244:1::7".parse().unwrap(), port: 8080 };
+        assert_eq!(chains("ns1", "svc1").endpoint(&v6).as_str(), "KUBE-SEP-YFUCVK7TH5V5KAA2");
+    }
+
+    #[test]
+    fn chains_of_service_ports_are_known_by_their_prefix() {
+        assert!(chains("a", "b").local().is_per_service());
+        for other in [SERVICES, EXTERNAL_SERVICES, NODE_PORTS, FIREWALL, CANARY] {
+            assert!(!other.is_per_service(), "{other}");
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Text of rules: byte for byte what `iptables-save` prints, which `iptables-restore` reads back.
+
+use std::fmt::{self, Formatter};
+
+use super::ruleset::{ConnStates, Is, Marking, Match, Rule, Target};
+use crate::net::IpFamily;
+
+/// The text after `-A CHAIN `.
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        // Every part begins with a space but the first.
+        let mut first = true;
+        let mut part = |f: &mut Formatter<'_>, text: fmt::Arguments<'_>| {
+            let space = if std::mem::take(&mut first) { "" } else { " " };
+            write!(f, "{space}{text}")
+        };
+        if let Some(Is { not, value }) = &self.source {
+            part(f, format_args!("{}-s {value}", bang(*not)))?;
+        }
+        if let Some(Is { not, value }) = &self.destination {
+            part(f, format_args!("{}-d {value}", bang(*not)))?;
+        }
+        if let Some(Is { not, value }) = &self.in_interface {
+            part(f, format_args!("{}-i {value}", bang(*not)))?;
+        }
+        if let Some(protocol) = self.protocol {
+            part(f, format_args!("-p {}", protocol.lower()))?;
+        }
+        for condition in &self.matches {
+            part(f, format_args!("-m {condition}"))?;
+        }
+        match &self.target {
+            Some(target) => part(f, format_args!("-j {target}")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The text after `-m `.
+impl fmt::Display for Match {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Match::Comment(text) => write!(f, "comment --comment \"{}\"", Quoted(text)),
+            Match::ConnState(Is { not, value }) => write!(f, "conntrack {}--ctstate {value}", bang(*not)),
+            // The tools print two spaces here.
+            Match::Nfacct(name) => write!(f, "nfacct --nfacct-name  {name}"),
+            Match::Mark(Is { not, value }) => write!(f, "mark {}--mark {value}", bang(*not)),
+            Match::SourceIsLocal => f.write_str("addrtype --src-type LOCAL"),
+            Match::DestinationIsLocal => f.write_str("addrtype --dst-type LOCAL"),
+            Match::Transport(protocol, None) => f.write_str(protocol.lower()),
+            Match::Transport(protocol, Some(port)) => write!(f, "{} --dport {port}", protocol.lower()),
+            Match::OneIn(n) => write!(f, "statistic --mode random --probability {}", Probability(*n)),
+            Match::RecentlySeen { list, seconds, family } => {
+                let mask = recent_mask(*family);
+                write!(f, "recent --rcheck --seconds {seconds} --reap --name {list} --mask {mask} --rsource")
+            }
+            Match::Remember { list, family } => {
+                write!(f, "recent --set --name {list} --mask {} --rsource", recent_mask(*family))
+            }
+        }
+    }
+}
+
+/// The text after `-j `.
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Jump(chain) => chain.fmt(f),
+            Target::Accept => f.write_str("ACCEPT"),
+            Target::Drop => f.write_str("DROP"),
+            Target::Return => f.write_str("RETURN"),
+            Target::Reject(IpFamily::V4) => f.write_str("REJECT --reject-with icmp-port-unreachable"),
+            Target::Reject(IpFamily::V6) => f.write_str("REJECT --reject-with icmp6-port-unreachable"),
+            Target::SetMark(Marking { value, mask }) => write!(f, "MARK --set-xmark {value:#x}/{mask:#x}"),
+            Target::Masquerade { random_fully: false } => f.write_str("MASQUERADE"),
+            Target::Masquerade { random_fully: true } => f.write_str("MASQUERADE --random-fully"),
+            Target::Dnat(backend) => write!(f, "DNAT --to-destination {backend}"),
+        }
+    }
+}
+
+impl fmt::Display for Marking {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}/{:#x}", self.value, self.mask)
+    }
+}
+
+impl fmt::Display for ConnStates {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        for (i, name) in self.names().enumerate() {
+            write!(f, "{}{name}", if i == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+fn bang(not: bool) -> &'static str {
+    if not { "! " } else { "" }
+}
+
+fn recent_mask(family: IpFamily) -> &'static str {
+    match family {
+        IpFamily::V4 => "255.255.255.255",
+        IpFamily::V6 => "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+    }
+}
+
+/// Text inside double quotes.
+struct Quoted<'a>(&'a str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        for c in self.0.chars() {
+            if matches!(c, '"' | '\\' | '\'') {
+                f.write_str("\\")?;
+            }
+            write!(f, "{c}")?;
+        }
+        Ok(())
+    }
+}
+
+/// One in so many. The kernel keeps probabilities as multiples of 2^-31; kube-proxy writes ten
+/// decimals, the tools round that to the kernel's unit and print eleven.
+struct Probability(u32);
+
+impl Probability {
+    const UNIT: f64 = (1u64 << 31) as f64;
+
+    fn kernel_value(&self) -> f64 {
+        let written = (1e10 / f64::from(self.0)).round() / 1e10;
+        (written * Probability::UNIT).round()
+    }
+}
+
+impl fmt::Display for Probability {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.11}", self.kernel_value() / Probability::UNIT)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_probability(one_in: u32, expected: &str) {
+        assert_eq!(Probability(one_in).to_string(), expected);
+    }
+
+    #[test]
+    fn probabilities_are_printed_as_the_kernel_keeps_them() {
+        check_probability(2, "0.50000000000");
+        check_probability(3, "0.33333333349");
+        check_probability(4, "0.25000000000");
+        check_probability(100, "0.00999999978");
+    }
+}

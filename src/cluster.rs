@@ -1,0 +1,299 @@
+//! The cluster as this node knows it: the sum of all events so far.
+//!
+//! [`ClusterState::apply`] folds one [`Event`] in and says which Services it touched. It is owned by
+//! one task, and it is the only thing that remembers objects. Losing a source changes nothing here:
+//! objects go when a source says so, or when a completed listing no longer holds them.
+
+mod slices;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use crate::model::{EndpointSlice, Kind, Node, ObjectRef, Problem, Service, ServiceName};
+use crate::net::IpFamily;
+
+pub use slices::{PortEndpoint, Slices, endpoints_of};
+
+/// What a source says. Closed: [`ClusterState::apply`] matches it once.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A source begins to list a kind afresh. Until it says [`Event::Synced`], nothing is removed.
+    Listing(Kind),
+    /// A listing is complete: what it did not mention is gone.
+    Synced(Kind),
+    /// A Service was added or changed.
+    Service(Arc<Service>),
+    /// An EndpointSlice was added or changed.
+    EndpointSlice(Arc<EndpointSlice>),
+    /// The Node object of this node was added or changed.
+    Node(Arc<Node>),
+    /// An object was deleted, or no longer has anything that rules depend on.
+    Deleted(ObjectRef),
+    /// An object is there, but cannot be read: its last good version stays.
+    Unreadable(ObjectRef),
+    /// Something in an object cannot be honoured. For the log; changes nothing.
+    Problem(Problem),
+}
+
+/// What an event may have changed in the rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// Nothing.
+    Nothing,
+    /// One Service, in the families that are named.
+    Service(ServiceName, Families),
+    /// Services that a listing no longer held.
+    Services(BTreeSet<ServiceName>),
+    /// Whatever depends on the node: every Service.
+    All,
+}
+
+/// A set of IP families.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Families {
+    /// One family.
+    Only(IpFamily),
+    /// Both families.
+    Both,
+}
+
+impl Families {
+    /// Whether the set holds `family`.
+    pub fn contains(self, family: IpFamily) -> bool {
+        match self {
+            Families::Only(only) => only == family,
+            Families::Both => true,
+        }
+    }
+}
+
+/// Everything known about the cluster.
+#[derive(Debug, Default)]
+pub struct ClusterState {
+    services: BTreeMap<ServiceName, Entry>,
+    /// Which Service each slice, by namespace and name, is filed under.
+    owners: HashMap<SliceName, ServiceName>,
+    node: Option<Arc<Node>>,
+    listings: [Listing; 3],
+}
+
+/// Namespace and name of an EndpointSlice.
+type SliceName = (Arc<str>, Arc<str>);
+
+/// What is known about one Service. Slices may come before their Service.
+#[derive(Debug, Default)]
+struct Entry {
+    service: Option<Arc<Service>>,
+    /// Listing in which the Service was last mentioned.
+    seen: u32,
+    slices: Slices,
+}
+
+/// Where the listing of one kind stands.
+#[derive(Clone, Copy, Debug, Default)]
+struct Listing {
+    /// Counts listings; an object carries the number of the one that last mentioned it.
+    number: u32,
+    /// Whether one has ever been completed.
+    synced: bool,
+}
+
+// === impl ClusterState ===
+
+impl ClusterState {
+    /// Nothing known yet.
+    pub fn new() -> ClusterState {
+        ClusterState::default()
+    }
+
+    /// Folds an event in.
+    pub fn apply(&mut self, event: Event) -> Changed {
+        match event {
+            Event::Listing(kind) => {
+                self.listing_mut(kind).number += 1;
+                Changed::Nothing
+            }
+            Event::Synced(kind) => self.finish_listing(kind),
+            Event::Service(service) => self.put_service(service),
+            Event::EndpointSlice(slice) => self.put_slice(slice),
+            Event::Node(node) => self.put_node(node),
+            Event::Deleted(object) => self.delete(&object),
+            Event::Unreadable(object) => {
+                self.keep(&object);
+                Changed::Nothing
+            }
+            Event::Problem(_) => Changed::Nothing,
+        }
+    }
+
+    /// Whether Services and EndpointSlices have both been listed once: before that no rule may be
+    /// written (kube-proxy: the "synced" gate in front of the first sync).
+    pub fn is_synced(&self) -> bool {
+        self.listing(Kind::Service).synced && self.listing(Kind::EndpointSlice).synced
+    }
+
+    /// Whether a kind has been listed once.
+    pub fn has_listed(&self, kind: Kind) -> bool {
+        self.listing(kind).synced
+    }
+
+    /// The Node object of this node, as last seen.
+    pub fn node(&self) -> Option<&Arc<Node>> {
+        self.node.as_ref()
+    }
+
+    /// All Services, in order of their names.
+    pub fn services(&self) -> impl Iterator<Item = (&Arc<Service>, &Slices)> {
+        self.services.values().filter_map(|entry| Some((entry.service.as_ref()?, &entry.slices)))
+    }
+
+    /// One Service and its slices.
+    pub fn service(&self, name: &ServiceName) -> Option<(&Arc<Service>, &Slices)> {
+        let entry = self.services.get(name)?;
+        Some((entry.service.as_ref()?, &entry.slices))
+    }
+
+    fn listing(&self, kind: Kind) -> &Listing {
+        let [service, slice, node] = &self.listings;
+        match kind {
+            Kind::Service => service,
+            Kind::EndpointSlice => slice,
+            Kind::Node => node,
+        }
+    }
+
+    fn listing_mut(&mut self, kind: Kind) -> &mut Listing {
+        let [service, slice, node] = &mut self.listings;
+        match kind {
+            Kind::Service => service,
+            Kind::EndpointSlice => slice,
+            Kind::Node => node,
+        }
+    }
+
+    fn put_service(&mut self, service: Arc<Service>) -> Changed {
+        let seen = self.listing(Kind::Service).number;
+        let name = service.name.clone();
+        let entry = self.services.entry(name.clone()).or_default();
+        entry.seen = seen;
+        if entry.service.as_ref() == Some(&service) {
+            return Changed::Nothing;
+        }
+        entry.service = Some(service);
+        Changed::Service(name, Families::Both)
+    }
+
+    fn put_slice(&mut self, slice: Arc<EndpointSlice>) -> Changed {
+        let seen = self.listing(Kind::EndpointSlice).number;
+        let owner = slice.service.clone();
+        let family = slice.family;
+        let key = (owner.namespace.clone(), slice.name.clone());
+        // The label can be changed on a live slice: it then leaves the Service it belonged to.
+        let before = self.owners.insert(key, owner.clone()).filter(|before| *before != owner);
+        if let Some(before) = &before {
+            self.remove_slice(before, &slice.name);
+        }
+        let changed = self.services.entry(owner.clone()).or_default().slices.put(slice, seen);
+        match before {
+            Some(before) => Changed::Services([before, owner].into()),
+            None if changed => Changed::Service(owner, Families::Only(family)),
+            None => Changed::Nothing,
+        }
+    }
+
+    fn put_node(&mut self, node: Arc<Node>) -> Changed {
+        if self.node.as_ref() == Some(&node) {
+            return Changed::Nothing;
+        }
+        self.node = Some(node);
+        Changed::All
+    }
+
+    fn delete(&mut self, object: &ObjectRef) -> Changed {
+        match object.kind {
+            // kube-proxy goes on with the node it last saw.
+            Kind::Node => Changed::Nothing,
+            Kind::Service => {
+                let name = ServiceName { namespace: object.namespace.clone(), name: object.name.clone() };
+                match self.services.get_mut(&name).and_then(|entry| entry.service.take()) {
+                    None => Changed::Nothing,
+                    Some(_) => {
+                        self.drop_if_empty(&name);
+                        Changed::Service(name, Families::Both)
+                    }
+                }
+            }
+            Kind::EndpointSlice => {
+                let Some(owner) = self.owners.remove(&(object.namespace.clone(), object.name.clone())) else {
+                    return Changed::Nothing;
+                };
+                match self.remove_slice(&owner, &object.name) {
+                    None => Changed::Nothing,
+                    Some(family) => Changed::Service(owner, Families::Only(family)),
+                }
+            }
+        }
+    }
+
+    /// An object that is there but unreadable must survive the end of a listing.
+    fn keep(&mut self, object: &ObjectRef) {
+        let seen = self.listing(object.kind).number;
+        match object.kind {
+            Kind::Node => {}
+            Kind::Service => {
+                let name = ServiceName { namespace: object.namespace.clone(), name: object.name.clone() };
+                if let Some(entry) = self.services.get_mut(&name) {
+                    entry.seen = seen;
+                }
+            }
+            Kind::EndpointSlice => {
+                let owner = self.owners.get(&(object.namespace.clone(), object.name.clone()));
+                if let Some(entry) = owner.and_then(|owner| self.services.get_mut(owner)) {
+                    entry.slices.keep(&object.name, seen);
+                }
+            }
+        }
+    }
+
+    fn finish_listing(&mut self, kind: Kind) -> Changed {
+        let listing = self.listing_mut(kind);
+        listing.synced = true;
+        let number = listing.number;
+        let mut gone = BTreeSet::new();
+        match kind {
+            Kind::Node => {}
+            Kind::Service => {
+                for (name, entry) in &mut self.services {
+                    if entry.seen != number && entry.service.take().is_some() {
+                        gone.insert(name.clone());
+                    }
+                }
+            }
+            Kind::EndpointSlice => {
+                for (name, entry) in &mut self.services {
+                    for slice in entry.slices.sweep(number) {
+                        self.owners.remove(&(name.namespace.clone(), slice));
+                        gone.insert(name.clone());
+                    }
+                }
+            }
+        }
+        self.services.retain(|_, entry| entry.service.is_some() || !entry.slices.is_empty());
+        match gone.is_empty() {
+            true => Changed::Nothing,
+            false => Changed::Services(gone),
+        }
+    }
+
+    fn remove_slice(&mut self, owner: &ServiceName, slice: &str) -> Option<IpFamily> {
+        let family = self.services.get_mut(owner)?.slices.remove(slice);
+        self.drop_if_empty(owner);
+        family
+    }
+
+    fn drop_if_empty(&mut self, name: &ServiceName) {
+        if self.services.get(name).is_some_and(|entry| entry.service.is_none() && entry.slices.is_empty()) {
+            self.services.remove(name);
+        }
+    }
+}

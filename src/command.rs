@@ -1,0 +1,174 @@
+//! Running other programs. Nothing else in ferrule starts a process.
+
+use std::future::Future;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+
+/// A program with its arguments and input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// Name, looked up in `PATH`.
+    pub program: String,
+    /// Arguments, each given as it is: no shell is involved.
+    pub args: Vec<String>,
+    /// Standard input.
+    pub stdin: Vec<u8>,
+    /// The program is killed after this time.
+    pub timeout: Duration,
+}
+
+/// How a program ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Output {
+    /// Its exit code.
+    pub code: i32,
+    /// What it wrote to standard error.
+    pub stderr: String,
+}
+
+/// Why there is no [`Output`]: whether the program did anything is then unknown.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// It could not be started.
+    #[error("{program} cannot be run: {source}; is it installed and in PATH?")]
+    Start {
+        /// The program.
+        program: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// It did not end in time and was killed.
+    #[error("{program} did not end within {seconds} s and was killed")]
+    Timeout {
+        /// The program.
+        program: String,
+        /// The limit.
+        seconds: u64,
+    },
+    /// It was ended by a signal.
+    #[error("{program} was ended by a signal ({detail})")]
+    Signal {
+        /// The program.
+        program: String,
+        /// How the system describes it.
+        detail: String,
+    },
+    /// Its pipes broke.
+    #[error("{program}: reading or writing its pipes failed: {source}")]
+    Pipe {
+        /// The program.
+        program: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+/// Runs programs. [`System`] does; tests have a kernel in memory instead.
+pub trait Run: Send + Sync {
+    /// Runs a program to its end and hands each line of its standard output, without the line end,
+    /// to `line`.
+    fn run(
+        &self,
+        command: Command,
+        line: &mut (dyn FnMut(&str) + Send),
+    ) -> impl Future<Output = Result<Output, CommandError>> + Send;
+}
+
+/// The programs of this system.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct System;
+
+// === impl Command ===
+
+impl Command {
+    /// A command without input, limited to five minutes (kube-proxy's limit for `iptables -C`).
+    pub fn new(program: &str, args: &[&str]) -> Command {
+        Command {
+            program: program.to_owned(),
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+            stdin: Vec::new(),
+            timeout: Duration::from_secs(300),
+        }
+    }
+
+    /// With standard input.
+    pub fn with_stdin(mut self, stdin: Vec<u8>) -> Command {
+        self.stdin = stdin;
+        self
+    }
+}
+
+// === impl Output ===
+
+impl Output {
+    /// Whether the program reported success.
+    pub fn success(&self) -> bool {
+        self.code == 0
+    }
+
+    /// The first line of its complaint that says something.
+    pub fn complaint(&self) -> &str {
+        let mut lines = self.stderr.lines().map(str::trim);
+        lines.find(|line| !line.is_empty()).unwrap_or("no message")
+    }
+}
+
+// === impl System ===
+
+impl Run for System {
+    async fn run(&self, command: Command, line: &mut (dyn FnMut(&str) + Send)) -> Result<Output, CommandError> {
+        let Command { program, args, stdin, timeout } = command;
+        let pipe = |source| CommandError::Pipe { program: program.clone(), source };
+        let mut child = tokio::process::Command::new(&program)
+            .args(&args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|source| CommandError::Start { program: program.clone(), source })?;
+        let (input, output, complaints) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+
+        // All three pipes at once, or a program that fills one while we wait on another never ends.
+        let write = async {
+            if let Some(mut input) = input {
+                // A program that fails early stops reading; its exit code says more than EPIPE.
+                let _ = input.write_all(&stdin).await;
+            }
+        };
+        let read = async {
+            let Some(output) = output else { return Ok::<_, std::io::Error>(()) };
+            let mut reader = BufReader::with_capacity(64 * 1024, output);
+            let mut buffer = Vec::new();
+            loop {
+                buffer.clear();
+                if reader.read_until(b'\n', &mut buffer).await? == 0 {
+                    return Ok(());
+                }
+                line(String::from_utf8_lossy(&buffer).trim_end_matches('\n'));
+            }
+        };
+        let complain = async {
+            let mut text = Vec::new();
+            if let Some(mut complaints) = complaints {
+                complaints.read_to_end(&mut text).await?;
+            }
+            Ok::<_, std::io::Error>(String::from_utf8_lossy(&text).into_owned())
+        };
+        let all = async {
+            let ((), read, stderr) = tokio::join!(write, read, complain);
+            read?;
+            Ok::<_, std::io::Error>((child.wait().await?, stderr?))
+        };
+        let (status, stderr) = tokio::time::timeout(timeout, all)
+            .await
+            .map_err(|_| CommandError::Timeout { program: program.clone(), seconds: timeout.as_secs() })?
+            .map_err(pipe)?;
+        match status.code() {
+            Some(code) => Ok(Output { code, stderr }),
+            None => Err(CommandError::Signal { program, detail: status.to_string() }),
+        }
+    }
+}

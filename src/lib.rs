@@ -1,0 +1,22 @@
+//! ferrule programs Kubernetes Services into a node's kernel, as kube-proxy does.
+//!
+//! ```text
+//! API server or manifests -> source -> ClusterState -> topology -> Plan -> compile -> diff -> apply -> kernel
+//!                           `- IO -'   `----------- pure: no tokio, fs, process, clock, log ---------'   `IO'
+//! ```
+//!
+//! Modules are declared in the order in which data flows; none calls back up the line. See
+//! ARCHITECTURE.md for the code map and the invariants.
+
+pub mod net;
+
+pub mod model;
+
+pub mod cluster;
+pub mod topology;
+
+pub mod plan;
+
+pub mod backend;
+
+pub mod command;

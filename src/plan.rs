@@ -1,0 +1,203 @@
+//! The Plan: what every frontend of every Service port does with a packet, in one IP family.
+//!
+//! This is the seam between Kubernetes and kernels. [`build`] is the only place where a traffic
+//! policy, a hint or readiness decides anything; a backend only translates. Whoever needs to know
+//! what the node does with traffic (rules, conntrack, health checks, metrics, explanations) reads
+//! the Plan. Equal input gives an equal Plan, in the same order.
+
+pub mod build;
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use smallvec::SmallVec;
+
+use crate::model::ServicePortName;
+use crate::net::IpFamily;
+
+/// What this node does with the traffic of every Service port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// What does not belong to one Service.
+    pub node: Arc<NodePlan>,
+    /// Every Service port.
+    pub services: BTreeMap<ServicePortName, Arc<ServicePlan>>,
+}
+
+/// What does not belong to one Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodePlan {
+    /// The family of the Plan.
+    pub family: IpFamily,
+    /// Addresses of this node on which node ports are served.
+    pub node_port_addresses: NodePortAddresses,
+    /// Whether node ports answer on IPv4 loopback addresses too. Never for IPv6.
+    pub localhost_node_ports: bool,
+    /// How to recognise traffic of this node's pods, if that is possible.
+    pub pod_traffic: Option<PodTraffic>,
+}
+
+/// Addresses of this node on which node ports are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// Every address of the node, except loopback ones unless `localhost_node_ports`.
+    All,
+    /// These addresses, sorted.
+    Only(Vec<IpAddr>),
+}
+
+/// How to recognise traffic that comes from a pod of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodTraffic {
+    /// By source address.
+    Source(IpNet),
+    /// By the interface it comes in through.
+    Interface(String),
+    /// By the beginning of the name of that interface.
+    InterfacePrefix(String),
+}
+
+/// What one Service port does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePlan {
+    /// Its addresses, each with what happens to packets sent there.
+    pub frontends: Vec<Frontend>,
+    /// Endpoints for traffic that may go anywhere in the cluster.
+    pub cluster: Pool,
+    /// Endpoints for traffic that must stay on this node.
+    pub local: Pool,
+    /// Seconds for which a client stays with its endpoint, if it does.
+    pub affinity_seconds: Option<u32>,
+    /// Port on which the load balancer asks whether this node has endpoints.
+    pub health_check_node_port: Option<u16>,
+    /// How many endpoints the port has anywhere, usable or not: the measure of a cluster's size.
+    pub endpoints: usize,
+}
+
+/// Endpoints among which connections are balanced with equal chances, sorted by their text.
+pub type Pool = Box<[Backend]>;
+
+/// Where a connection ends up: address and port of an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Backend {
+    /// Address.
+    pub ip: IpAddr,
+    /// Port.
+    pub port: u16,
+}
+
+/// One address of a Service port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frontend {
+    /// Which address.
+    pub listen: Listen,
+    /// Who may use it; `None` is anybody. Others are dropped, before any route is looked at.
+    pub allow_from: Option<Arc<[IpNet]>>,
+    /// What happens to a packet: the first route whose source matches decides. The last one's
+    /// source is [`Source::Any`].
+    pub routes: Routes,
+}
+
+/// What happens to the packets of one frontend, by where they come from.
+pub type Routes = SmallVec<[(Source, Action); 4]>;
+
+/// The address of a frontend. The protocol is that of the Service port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Listen {
+    /// The Service's virtual address.
+    ClusterIp(IpAddr, u16),
+    /// An address some router sends to this node.
+    ExternalIp(IpAddr, u16),
+    /// An address of a load balancer that leaves the destination as it is.
+    LoadBalancerIp(IpAddr, u16),
+    /// A port on the node's own addresses ([`NodePlan::node_port_addresses`]).
+    NodePort(u16),
+}
+
+/// Where a packet comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// A pod of this node ([`NodePlan::pod_traffic`]). Only used if that is known.
+    Pod,
+    /// A process of this node: the source is one of the node's own addresses.
+    Node,
+    /// Anywhere.
+    Any,
+}
+
+/// What happens to a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// It goes to an endpoint of a pool, which is not empty. A packet sent back to the endpoint
+    /// it came from is masqueraded in any case.
+    Balance {
+        /// Which pool.
+        pool: PoolKind,
+        /// Whether the endpoint sees this node's address instead of the client's.
+        masquerade: bool,
+    },
+    /// It is refused: the Service has no endpoint anywhere.
+    Reject,
+    /// It is dropped silently: the Service has endpoints, but none here.
+    Drop,
+}
+
+/// Which of a Service port's two pools.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PoolKind {
+    /// [`ServicePlan::cluster`]
+    Cluster,
+    /// [`ServicePlan::local`]
+    Local,
+}
+
+// === impl ServicePlan ===
+
+impl ServicePlan {
+    /// The endpoints of a pool.
+    pub fn pool(&self, kind: PoolKind) -> &[Backend] {
+        match kind {
+            PoolKind::Cluster => &self.cluster,
+            PoolKind::Local => &self.local,
+        }
+    }
+
+    /// Both pools together, each endpoint once, sorted by text: those of `local` that `cluster`
+    /// lacks (terminating ones, or ones that hints send elsewhere) are merged in.
+    pub fn backends(&self) -> Vec<Backend> {
+        let known: HashSet<&Backend> = self.cluster.iter().collect();
+        let extra: Vec<Backend> = self.local.iter().filter(|backend| !known.contains(backend)).copied().collect();
+        let mut all = [&*self.cluster, &extra].concat();
+        if !self.cluster.is_empty() && !extra.is_empty() {
+            all.sort_by_cached_key(ToString::to_string);
+        }
+        all
+    }
+}
+
+// === impl Backend ===
+
+impl std::fmt::Display for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::net::SocketAddr::new(self.ip, self.port).fmt(f)
+    }
+}
+
+// === impl Frontend ===
+
+impl Frontend {
+    /// Whether every packet that may use the frontend meets the same fate.
+    pub fn sole_action(&self) -> Option<Action> {
+        match self.routes.as_slice() {
+            [(Source::Any, action)] => Some(*action),
+            _ => None,
+        }
+    }
+
+    /// What happens to packets from anywhere that no earlier route caught.
+    pub fn default_action(&self) -> Option<Action> {
+        self.routes.last().map(|(_, action)| *action)
+    }
+}
