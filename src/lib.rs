@@ -20,3 +20,5 @@ pub mod plan;
 pub mod backend;
 
 pub mod command;
+
+pub mod source;
