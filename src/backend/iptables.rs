@@ -8,7 +8,14 @@
 //! holds can be compared with what it should hold as text, chain by chain.
 
 pub mod compile;
+pub mod diff;
 pub mod names;
 pub mod parse;
 mod render;
+pub mod restore;
 pub mod ruleset;
+pub mod snapshot;
+
+pub mod apply;
+pub mod netlink;
+pub mod tools;

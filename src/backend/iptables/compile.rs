@@ -112,17 +112,17 @@ pub fn base(node: &NodePlan, style: &Style) -> BaseRules {
     let jump_comment = "kubernetes forwarding rules";
     let mut forward = Vec::new();
     if style.drop_invalid {
-        let mut rule = Rule::to(Target::Drop).with(Match::ConnState(Is::is(ConnStates::INVALID)));
+        let mut rule = Rule::to(Target::Drop).with(Match::ConnState(Is::so(ConnStates::INVALID)));
         if style.count_invalid {
             rule = rule.with(Match::Nfacct(NFACCT_INVALID_DROPPED.into()));
         }
         forward.push(rule);
     }
-    forward.push(Rule::to(Target::Accept).comment(jump_comment).with(Match::Mark(Is::is(mark))));
+    forward.push(Rule::to(Target::Accept).comment(jump_comment).with(Match::Mark(Is::so(mark))));
     forward.push(
         Rule::to(Target::Accept)
             .comment("kubernetes forwarding conntrack rule")
-            .with(Match::ConnState(Is::is(ConnStates::RELATED.or(ConnStates::ESTABLISHED)))),
+            .with(Match::ConnState(Is::so(ConnStates::RELATED.or(ConnStates::ESTABLISHED)))),
     );
     let mut chains = vec![
         (Table::Filter, names::FORWARD, forward),
@@ -130,7 +130,7 @@ pub fn base(node: &NodePlan, style: &Style) -> BaseRules {
             Table::Nat,
             names::POSTROUTING,
             vec![
-                Rule::to(Target::Return).with(Match::Mark(Is::is_not(mark))),
+                Rule::to(Target::Return).with(Match::Mark(Is::not_so(mark))),
                 // Cleared, so that the packet is not translated again should it pass a second time.
                 Rule::to(Target::SetMark(Marking { value: style.mark, mask: 0 })),
                 Rule::to(Target::Masquerade { random_fully: style.random_fully })
@@ -146,7 +146,7 @@ pub fn base(node: &NodePlan, style: &Style) -> BaseRules {
             .not_from(loopback)
             .sent_to(loopback)
             .comment("block incoming localnet connections")
-            .with(Match::ConnState(Is::is_not(answered)));
+            .with(Match::ConnState(Is::not_so(answered)));
         chains.push((Table::Filter, names::FIREWALL, vec![rule]));
     }
     BaseRules { chains, tail: tail(node, style) }
@@ -300,7 +300,7 @@ impl Compiler<'_> {
             match source {
                 Source::Pod => {
                     let rule = Rule::jump(target).comment(format!("pod traffic {to}"));
-                    chain.extend(self.from_pods(rule, false));
+                    chain.extend(self.limit_to_pods(rule, false));
                 }
                 Source::Node => {
                     if masquerade {
@@ -382,7 +382,7 @@ impl Compiler<'_> {
             .sent_to(host_net(ip));
         match frontend.sole_action() {
             Some(_) => Some(rule),
-            None => self.from_pods(rule, true),
+            None => self.limit_to_pods(rule, true),
         }
     }
 
@@ -412,7 +412,7 @@ impl Compiler<'_> {
     }
 
     /// Limits a rule to traffic of this node's pods, or to all other traffic.
-    fn from_pods(&self, mut rule: Rule, not: bool) -> Option<Rule> {
+    fn limit_to_pods(&self, mut rule: Rule, not: bool) -> Option<Rule> {
         match self.style.pod_traffic.as_ref()? {
             PodTraffic::Source(net) => rule.source = Some(Is { not, value: *net }),
             PodTraffic::Interface(name) => rule.in_interface = Some(Is { not, value: name.clone() }),

@@ -147,12 +147,12 @@ impl fmt::Display for Table {
 
 impl<T> Is<T> {
     /// The condition as such.
-    pub fn is(value: T) -> Is<T> {
+    pub fn so(value: T) -> Is<T> {
         Is { not: false, value }
     }
 
     /// Its negation.
-    pub fn is_not(value: T) -> Is<T> {
+    pub fn not_so(value: T) -> Is<T> {
         Is { not: true, value }
     }
 }
@@ -229,25 +229,25 @@ impl Rule {
 
     /// From a network only.
     pub fn from(mut self, net: IpNet) -> Rule {
-        self.source = Some(Is::is(net));
+        self.source = Some(Is::so(net));
         self
     }
 
     /// From outside a network only.
     pub fn not_from(mut self, net: IpNet) -> Rule {
-        self.source = Some(Is::is_not(net));
+        self.source = Some(Is::not_so(net));
         self
     }
 
     /// Sent to a network only.
     pub fn sent_to(mut self, net: IpNet) -> Rule {
-        self.destination = Some(Is::is(net));
+        self.destination = Some(Is::so(net));
         self
     }
 
     /// Not sent to a network.
     pub fn not_sent_to(mut self, net: IpNet) -> Rule {
-        self.destination = Some(Is::is_not(net));
+        self.destination = Some(Is::not_so(net));
         self
     }
 

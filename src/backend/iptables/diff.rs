@@ -1,0 +1,286 @@
+//! What must be written so that the kernel goes from one state to another.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::compile::{self, BaseRules, ServiceRules, Shared, Style};
+use super::names::{self, ChainName};
+use super::ruleset::{Rule, Table};
+use super::snapshot::{Snapshot, digest};
+use crate::model::ServicePortName;
+use crate::plan::ServicePlan;
+
+/// Edits of chains. Rules are texts in the form of `iptables-save`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Chains to create empty; must not exist, or they lose their rules.
+    pub create: Vec<(Table, ChainName)>,
+    /// Chains to create or empty, and to fill.
+    pub replace: Vec<(Table, ChainName, Vec<String>)>,
+    /// Rules to put at the head of a chain.
+    pub insert: Vec<(Table, ChainName, String)>,
+    /// Rules to put at the end of a chain.
+    pub append: Vec<(Table, ChainName, String)>,
+    /// Rules to take out of a chain.
+    pub delete: Vec<(Table, ChainName, String)>,
+    /// Chains to empty and remove. Nothing may refer to them any more.
+    pub remove: Vec<(Table, ChainName)>,
+}
+
+/// Compiled rules of a Service port as texts, ready to be compared.
+struct Texts {
+    chains: Vec<(ChainName, Vec<String>)>,
+    shared: Vec<(Shared, String)>,
+}
+
+// === impl Changes ===
+
+impl Changes {
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        *self == Changes::default()
+    }
+
+    /// How many lines they come to, roughly.
+    pub fn lines(&self) -> usize {
+        let replaced: usize = self.replace.iter().map(|(_, _, rules)| rules.len() + 1).sum();
+        replaced + self.create.len() + self.insert.len() + self.append.len() + self.delete.len() + 2 * self.remove.len()
+    }
+
+    /// Moves `other` to the end of `self`.
+    pub fn extend(&mut self, other: Changes) {
+        self.create.extend(other.create);
+        self.replace.extend(other.replace);
+        self.insert.extend(other.insert);
+        self.append.extend(other.append);
+        self.delete.extend(other.delete);
+        self.remove.extend(other.remove);
+    }
+}
+
+// === impl Texts ===
+
+impl Texts {
+    fn of(name: &ServicePortName, plan: Option<&ServicePlan>, style: &Style) -> Texts {
+        let ServiceRules { chains, shared } = match plan {
+            Some(plan) => compile::service(name, plan, style),
+            None => ServiceRules::default(),
+        };
+        Texts {
+            chains: chains.into_iter().map(|(chain, rules)| (chain, texts(&rules))).collect(),
+            shared: shared.into_iter().map(|(shared, rule)| (shared, rule.to_string())).collect(),
+        }
+    }
+}
+
+fn texts(rules: &[Rule]) -> Vec<String> {
+    rules.iter().map(ToString::to_string).collect()
+}
+
+/// From one plan of a Service port to another; `None` is a port without rules. If the kernel is
+/// not known to hold the old chains (`certain` is false), all new ones are written.
+pub fn service(
+    name: &ServicePortName,
+    old: Option<(&ServicePlan, &Style)>,
+    new: Option<&ServicePlan>,
+    style: &Style,
+    certain: bool,
+) -> Changes {
+    let old = match old {
+        Some((plan, style)) => Texts::of(name, Some(plan), style),
+        None => Texts { chains: Vec::new(), shared: Vec::new() },
+    };
+    let new = Texts::of(name, new, style);
+    let mut changes = own_chains(&old.chains, new.chains, certain);
+    let mut surplus: BTreeMap<(Shared, String), usize> = BTreeMap::new();
+    for rule in old.shared {
+        *surplus.entry(rule).or_default() += 1;
+    }
+    for (shared, rule) in new.shared {
+        let key = (shared, rule);
+        match surplus.get_mut(&key) {
+            Some(count) if *count > 0 => *count -= 1,
+            _ => changes.insert.push((key.0.table(), key.0.chain(), key.1)),
+        }
+    }
+    for ((shared, rule), count) in surplus {
+        changes.delete.extend((0..count).map(|_| (shared.table(), shared.chain(), rule.clone())));
+    }
+    changes
+}
+
+fn own_chains(old: &[(ChainName, Vec<String>)], new: Vec<(ChainName, Vec<String>)>, certain: bool) -> Changes {
+    let before: HashMap<&ChainName, &Vec<String>> = old.iter().map(|(chain, rules)| (chain, rules)).collect();
+    let mut changes = Changes::default();
+    for (chain, _) in old {
+        if !new.iter().any(|(kept, _)| kept == chain) {
+            changes.remove.push((Table::Nat, chain.clone()));
+        }
+    }
+    for (chain, rules) in new {
+        if !certain || before.get(&chain) != Some(&&rules) {
+            changes.replace.push((Table::Nat, chain, rules));
+        }
+    }
+    changes
+}
+
+/// From what the kernel was seen to hold to the plan of a Service port. Its rules in shared chains
+/// are ticked off in the snapshot: what is left there in the end belongs to nobody.
+/// `old` is the plan the kernel's chains of the port are known to follow, if that is known.
+pub fn service_from_snapshot(
+    name: &ServicePortName,
+    old: Option<(&ServicePlan, &Style)>,
+    new: Option<&ServicePlan>,
+    style: &Style,
+    certain: bool,
+    snapshot: &mut Snapshot,
+) -> Changes {
+    let new_texts = Texts::of(name, new, style);
+    let mut changes = if snapshot.has_chains() {
+        let mut changes = Changes::default();
+        for (chain, rules) in new_texts.chains {
+            if snapshot.claim(Table::Nat, &chain) != Some(digest(&rules)) {
+                changes.replace.push((Table::Nat, chain, rules));
+            }
+        }
+        changes
+    } else {
+        let old = old.map(|(plan, style)| Texts::of(name, Some(plan), style).chains).unwrap_or_default();
+        own_chains(&old, new_texts.chains, certain)
+    };
+    for (shared, rule) in new_texts.shared {
+        if !snapshot.tick_off(shared, &rule) {
+            changes.insert.push((shared.table(), shared.chain(), rule));
+        }
+    }
+    changes
+}
+
+/// From one base to another.
+pub fn base(old: &BaseRules, new: &BaseRules) -> Changes {
+    let mut changes = Changes::default();
+    for (table, chain, rules) in &new.chains {
+        if !old.chains.contains(&(*table, chain.clone(), rules.clone())) {
+            changes.replace.push((*table, chain.clone(), texts(rules)));
+        }
+    }
+    for (table, chain, _) in &old.chains {
+        // KUBE-FIREWALL stays: it is the kubelet's too. Emptied is as good as gone.
+        if !new.chains.iter().any(|(t, c, _)| (t, c) == (table, chain)) {
+            changes.replace.push((*table, chain.clone(), Vec::new()));
+        }
+    }
+    let services = |rule: &Rule| (Table::Nat, names::SERVICES, rule.to_string());
+    changes.append.extend(new.tail.iter().filter(|rule| !old.tail.contains(rule)).map(services));
+    changes.delete.extend(old.tail.iter().filter(|rule| !new.tail.contains(rule)).map(services));
+    changes
+}
+
+/// From what the kernel was seen to hold to the base, with the chains others are compiled into,
+/// the jumps from built-in chains, and the canaries.
+pub fn base_from_snapshot(new: &BaseRules, snapshot: &mut Snapshot) -> Changes {
+    let mut changes = Changes::default();
+    for table in [Table::Mangle, Table::Filter, Table::Nat] {
+        changes.create.push((table, names::CANARY));
+    }
+    let jump_targets = JUMPS.iter().map(|jump| (jump.table, ChainName::from(jump.to)));
+    let shared = Shared::ALL.iter().map(|shared| (shared.table(), shared.chain()));
+    for (table, chain) in jump_targets.chain(shared) {
+        let replaced = new.chains.iter().any(|(t, c, _)| (*t, c) == (table, &chain));
+        if !replaced && !snapshot.has_chain(table, &chain) && !changes.create.contains(&(table, chain.clone())) {
+            changes.create.push((table, chain));
+        }
+    }
+    for (table, chain, rules) in &new.chains {
+        let rules = texts(rules);
+        if snapshot.claim(*table, chain) != Some(digest(&rules)) {
+            changes.replace.push((*table, chain.clone(), rules));
+        }
+    }
+    for jump in &JUMPS {
+        let rule = jump.rule();
+        if !snapshot.has_jump(jump.table, jump.from, &rule) {
+            changes.insert.push((jump.table, ChainName::from(jump.from), rule));
+        }
+    }
+    // The tail must be last, all of it: if anything else stands behind, it is written anew.
+    let tail = texts(&new.tail);
+    let services = |rule: String| (Table::Nat, names::SERVICES, rule);
+    if snapshot.ends_with(Shared::NatServices, &tail) {
+        for rule in &tail {
+            snapshot.tick_off(Shared::NatServices, rule);
+        }
+    } else {
+        let stale = tail.iter().filter(|rule| snapshot.tick_off(Shared::NatServices, rule)).cloned();
+        changes.delete.extend(stale.map(services));
+        changes.append.extend(tail.iter().cloned().map(services));
+    }
+    changes
+}
+
+/// From one base to another where only the shared chains were read.
+pub fn base_beside_snapshot(old: Option<&BaseRules>, new: &BaseRules, snapshot: &mut Snapshot) -> Changes {
+    let mut changes = old.map(|old| base(old, new)).unwrap_or_default();
+    changes.append.clear();
+    changes.delete.clear();
+    let services = |rule: &Rule| (Table::Nat, names::SERVICES, rule.to_string());
+    let missing = new.tail.iter().filter(|rule| !snapshot.tick_off(Shared::NatServices, &rule.to_string()));
+    changes.append.extend(missing.map(services));
+    changes
+}
+
+/// A jump from a built-in chain into one of ours.
+#[derive(Clone, Copy, Debug)]
+pub struct Jump {
+    /// Table of both chains.
+    pub table: Table,
+    /// The built-in chain.
+    pub from: &'static str,
+    /// Our chain.
+    pub to: &'static str,
+    /// Only first packets of connections.
+    pub new_only: bool,
+    /// Comment, if it has one.
+    pub comment: &'static str,
+}
+
+/// kube-proxy's jumps, in the order in which it puts each at the head of its chain.
+pub const JUMPS: [Jump; 14] = {
+    const fn jump(table: Table, from: &'static str, to: &'static str, new_only: bool, comment: &'static str) -> Jump {
+        Jump { table, from, to, new_only, comment }
+    }
+    use Table::{Filter, Nat};
+    [
+        jump(Filter, "INPUT", "KUBE-EXTERNAL-SERVICES", true, "kubernetes externally-visible service portals"),
+        jump(Filter, "FORWARD", "KUBE-EXTERNAL-SERVICES", true, "kubernetes externally-visible service portals"),
+        jump(Filter, "INPUT", "KUBE-NODEPORTS", false, "kubernetes health check service ports"),
+        jump(Filter, "FORWARD", "KUBE-SERVICES", true, "kubernetes service portals"),
+        jump(Filter, "OUTPUT", "KUBE-SERVICES", true, "kubernetes service portals"),
+        jump(Filter, "FORWARD", "KUBE-FORWARD", false, "kubernetes forwarding rules"),
+        jump(Filter, "INPUT", "KUBE-PROXY-FIREWALL", true, "kubernetes load balancer firewall"),
+        jump(Filter, "OUTPUT", "KUBE-PROXY-FIREWALL", true, "kubernetes load balancer firewall"),
+        jump(Filter, "FORWARD", "KUBE-PROXY-FIREWALL", true, "kubernetes load balancer firewall"),
+        jump(Nat, "OUTPUT", "KUBE-SERVICES", false, "kubernetes service portals"),
+        jump(Nat, "PREROUTING", "KUBE-SERVICES", false, "kubernetes service portals"),
+        jump(Nat, "POSTROUTING", "KUBE-POSTROUTING", false, "kubernetes postrouting rules"),
+        jump(Filter, "INPUT", "KUBE-FIREWALL", false, ""),
+        jump(Filter, "OUTPUT", "KUBE-FIREWALL", false, ""),
+    ]
+};
+
+// === impl Jump ===
+
+impl Jump {
+    /// Its rule as text.
+    pub fn rule(&self) -> String {
+        use super::ruleset::{ConnStates, Is, Match};
+        let mut rule = Rule::jump(ChainName::fixed(self.to));
+        if self.new_only {
+            rule = rule.with(Match::ConnState(Is::so(ConnStates::NEW)));
+        }
+        if !self.comment.is_empty() {
+            rule = rule.comment(self.comment);
+        }
+        rule.to_string()
+    }
+}

@@ -1,0 +1,153 @@
+//! What the kernel was seen to hold, from the output of `iptables-save` or `iptables -S`.
+
+use std::collections::HashMap;
+use std::collections::hash_map::DefaultHasher;
+use std::hash::Hasher;
+
+use super::compile::Shared;
+use super::names::ChainName;
+use super::ruleset::Table;
+
+/// The kernel's chains as seen at one moment. Rules of shared chains are kept as text; of other
+/// chains only a digest, because a big cluster has hundreds of thousands of rules.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    chains: HashMap<(Table, ChainName), Digest>,
+    /// How often each rule stands in a shared chain and has not been ticked off.
+    shared: HashMap<Shared, HashMap<String, usize>>,
+    /// Last rules of nat KUBE-SERVICES, in order.
+    services_end: Vec<String>,
+    /// Rules of built-in chains that jump to a chain of ours.
+    jumps: HashMap<(Table, String), Vec<String>>,
+    /// Whether all chains were read, not only the shared ones.
+    complete: bool,
+    table: Option<Table>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Digest {
+    hasher: DefaultHasher,
+    claimed: bool,
+}
+
+/// How many rules at the end of nat KUBE-SERVICES are remembered in order. More addresses serving
+/// node ports than this only cost a needless rewrite of those rules at start.
+const REMEMBERED_END: usize = 256;
+
+/// Digest of a chain's rules.
+pub fn digest(rules: &[String]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for rule in rules {
+        add(&mut hasher, rule);
+    }
+    hasher.finish()
+}
+
+fn add(hasher: &mut DefaultHasher, rule: &str) {
+    hasher.write(rule.as_bytes());
+    hasher.write_u8(b'\n');
+}
+
+// === impl Snapshot ===
+
+impl Snapshot {
+    /// Nothing read yet; `complete` says whether all chains will be.
+    pub fn new(complete: bool) -> Snapshot {
+        Snapshot { complete, ..Snapshot::default() }
+    }
+
+    /// Says to which table the following lines belong, where the output does not.
+    pub fn begin(&mut self, table: Table) {
+        self.table = Some(table);
+    }
+
+    /// Reads one line of `iptables-save -t TABLE` or `iptables -t TABLE -S CHAIN`.
+    pub fn line(&mut self, line: &str) {
+        let Some(table) = self.table else { return };
+        if let Some(rest) = line.strip_prefix("-A ") {
+            let (chain, rule) = rest.split_once(' ').unwrap_or((rest, ""));
+            self.rule(table, chain, rule);
+        } else if let Some(declared) = line.strip_prefix(':').or_else(|| line.strip_prefix("-N ")) {
+            let chain = declared.split(' ').next().unwrap_or_default();
+            self.chains.entry((table, chain.into())).or_default();
+        }
+    }
+
+    fn rule(&mut self, table: Table, chain: &str, rule: &str) {
+        if !chain.starts_with("KUBE-") {
+            if rule.contains("-j KUBE-") {
+                self.jumps.entry((table, chain.to_owned())).or_default().push(rule.to_owned());
+            }
+            return;
+        }
+        if let Some(shared) = Shared::ALL.into_iter().find(|s| s.table() == table && s.chain().as_str() == chain) {
+            if shared == Shared::NatServices {
+                if self.services_end.len() == 2 * REMEMBERED_END {
+                    self.services_end.drain(..REMEMBERED_END);
+                }
+                self.services_end.push(rule.to_owned());
+            }
+            *self.shared.entry(shared).or_default().entry(rule.to_owned()).or_default() += 1;
+            return;
+        }
+        add(&mut self.chains.entry((table, chain.into())).or_default().hasher, rule);
+    }
+
+    /// Whether all chains were read.
+    pub fn has_chains(&self) -> bool {
+        self.complete
+    }
+
+    /// Whether a chain is there.
+    pub fn has_chain(&self, table: Table, chain: &ChainName) -> bool {
+        self.chains.contains_key(&(table, chain.clone()))
+    }
+
+    /// Whether a built-in chain has a jump.
+    pub fn has_jump(&self, table: Table, chain: &str, rule: &str) -> bool {
+        self.jumps.get(&(table, chain.to_owned())).is_some_and(|rules| rules.iter().any(|r| r == rule))
+    }
+
+    /// The digest of a chain, which now belongs to somebody.
+    pub fn claim(&mut self, table: Table, chain: &ChainName) -> Option<u64> {
+        let digest = self.chains.get_mut(&(table, chain.clone()))?;
+        digest.claimed = true;
+        Some(digest.hasher.finish())
+    }
+
+    /// Ticks one occurrence of a rule off; false if there is none (left).
+    pub fn tick_off(&mut self, shared: Shared, rule: &str) -> bool {
+        match self.shared.get_mut(&shared).and_then(|rules| rules.get_mut(rule)) {
+            Some(count) if *count > 0 => {
+                *count -= 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether a shared chain ends with exactly these rules, in any order, and has none of them
+    /// elsewhere.
+    pub fn ends_with(&self, shared: Shared, rules: &[String]) -> bool {
+        let Some(from) = self.services_end.len().checked_sub(rules.len()) else { return false };
+        let Some(end) = self.services_end.get(from..) else { return false };
+        let counts = self.shared.get(&shared);
+        rules.iter().all(|rule| end.contains(rule) && counts.and_then(|c| c.get(rule)) == Some(&1))
+    }
+
+    /// Rules of shared chains that nobody ticked off.
+    pub fn left_rules(&self) -> impl Iterator<Item = (Shared, &str, usize)> {
+        self.shared.iter().flat_map(|(shared, rules)| {
+            rules.iter().filter(|(_, count)| **count > 0).map(move |(rule, count)| (*shared, rule.as_str(), *count))
+        })
+    }
+
+    /// Chains of Service ports that nobody claimed.
+    pub fn left_chains(&self) -> impl Iterator<Item = &ChainName> {
+        let left = self
+            .chains
+            .iter()
+            .filter(|((table, chain), digest)| *table == Table::Nat && chain.is_per_service() && !digest.claimed);
+        left.map(|((_, chain), _)| chain)
+    }
+}

@@ -1,0 +1,239 @@
+//! The iptables programs of one family: running them, and what their answers mean.
+
+use super::names;
+use super::ruleset::Table;
+use super::snapshot::Snapshot;
+use crate::backend::ApplyError;
+use crate::backend::iptables::compile::Shared;
+use crate::command::{Command, Output, Run};
+use crate::net::IpFamily;
+
+/// The programs of one family.
+#[derive(Clone, Debug)]
+pub struct Tools<R> {
+    run: R,
+    family: IpFamily,
+    /// What they can do.
+    pub features: Features,
+}
+
+/// What a version of the programs can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// Variant of the programs.
+    pub variant: Variant,
+    /// `MASQUERADE --random-fully` (1.6.2).
+    pub random_fully: bool,
+    /// `iptables-restore -w SECONDS` (1.6.2).
+    pub restore_waits: bool,
+}
+
+/// The two variants of the programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// Swaps whole tables in the kernel.
+    Legacy,
+    /// Translates to nftables, rule by rule.
+    Nft,
+}
+
+/// How a restore that did not succeed should be looked at.
+#[derive(Debug)]
+pub enum RestoreError {
+    /// Input refused: by the program or by the kernel.
+    Refused {
+        /// What the program said.
+        detail: String,
+        /// The line it named, from 1; a hint, no proof.
+        line: Option<usize>,
+    },
+    /// Everything else: try again later.
+    Other(ApplyError),
+}
+
+// === impl Features ===
+
+impl Features {
+    /// Reads `iptables v1.8.9 (nf_tables)`.
+    pub fn parse(version: &str) -> Option<Features> {
+        let number = version.split(' ').find_map(|word| word.strip_prefix('v'))?;
+        let mut parts = number.split('.').map(|part| part.parse::<u32>().ok());
+        let version_number = (parts.next()??, parts.next().flatten().unwrap_or(0), parts.next().flatten().unwrap_or(0));
+        let modern = version_number >= (1, 6, 2);
+        let variant = if version.contains("nf_tables") { Variant::Nft } else { Variant::Legacy };
+        Some(Features { variant, random_fully: modern, restore_waits: modern })
+    }
+}
+
+// === impl Tools ===
+
+impl<R: Run> Tools<R> {
+    /// Asks the programs of a family for their version, and whether the kernel has its nat table.
+    /// (kube-proxy: the family is supported if `iptables -S POSTROUTING -t nat` works.)
+    pub async fn probe(run: R, family: IpFamily) -> Result<Tools<R>, ApplyError> {
+        let unknown = Features { variant: Variant::Legacy, random_fully: true, restore_waits: true };
+        let mut tools = Tools { run, family, features: unknown };
+        let mut version = String::new();
+        let command = Command::new(tools.program(""), &["--version"]);
+        let output = tools.run.run(command, &mut |line| version.push_str(line)).await?;
+        tools.features = Features::parse(&version).filter(|_| output.success()).ok_or_else(|| ApplyError::Failed {
+            program: format!("{} --version", tools.program("")),
+            detail: if version.is_empty() { output.complaint().to_owned() } else { version.clone() },
+        })?;
+        let args = ["-w", "5", "-S", "POSTROUTING", "-t", "nat"];
+        let output = tools.run.run(Command::new(tools.program(""), &args), &mut |_| {}).await?;
+        match output.success() {
+            true => Ok(tools),
+            false => Err(tools.failed(&format!("{} {}", tools.program(""), args.join(" ")), &output)),
+        }
+    }
+
+    /// Writes. The kernel takes each table as a whole or not at all, one after the other.
+    pub async fn restore(&self, input: &str) -> Result<(), RestoreError> {
+        let args: &[&str] = match self.features.restore_waits {
+            true => &["-w", "5", "--noflush", "--counters"],
+            false => &["--noflush", "--counters"],
+        };
+        let program = self.program("-restore");
+        let command = Command::new(program, args).with_stdin(input.as_bytes().to_vec());
+        let output = self.run.run(command, &mut |_| {}).await.map_err(|e| RestoreError::Other(e.into()))?;
+        if output.success() {
+            return Ok(());
+        }
+        match self.failed(program, &output) {
+            ApplyError::Failed { detail, .. } => {
+                Err(RestoreError::Refused { line: named_line(&output.stderr), detail })
+            }
+            other => Err(RestoreError::Other(other)),
+        }
+    }
+
+    /// Reads every chain of the nat and filter tables.
+    pub async fn read_all(&self) -> Result<Snapshot, ApplyError> {
+        let mut snapshot = Snapshot::new(true);
+        for table in [Table::Nat, Table::Filter] {
+            snapshot.begin(table);
+            let program = self.program("-save");
+            let command = Command::new(program, &["-t", table.as_str()]);
+            let output = self.run.run(command, &mut |line| snapshot.line(line)).await?;
+            if !output.success() {
+                return Err(self.failed(&format!("{program} -t {table}"), &output));
+            }
+        }
+        Ok(snapshot)
+    }
+
+    /// Reads the shared chains.
+    pub async fn read_shared(&self) -> Result<Snapshot, ApplyError> {
+        let mut snapshot = Snapshot::new(false);
+        for shared in Shared::ALL {
+            snapshot.begin(shared.table());
+            let chain = shared.chain();
+            let listed = self.list(shared.table(), chain.as_str(), &mut |line| snapshot.line(line)).await?;
+            if !listed {
+                // Then nothing there can be trusted.
+                return self.read_all().await;
+            }
+        }
+        Ok(snapshot)
+    }
+
+    /// Whether the canary chain of a table is there.
+    pub async fn has_canary(&self, table: Table) -> Result<bool, ApplyError> {
+        self.list(table, names::CANARY.as_str(), &mut |_| {}).await
+    }
+
+    /// Lists a chain; false if there is no such chain. Its declaration (`-N`) comes first.
+    pub async fn list(
+        &self,
+        table: Table,
+        chain: &str,
+        line: &mut (dyn FnMut(&str) + Send),
+    ) -> Result<bool, ApplyError> {
+        let program = self.program("");
+        let args = ["-w", "5", "-S", chain, "-t", table.as_str()];
+        let output = self.run.run(Command::new(program, &args), line).await?;
+        match output.code {
+            0 => Ok(true),
+            1 => Ok(false),
+            _ => Err(self.failed(&format!("{program} {}", args.join(" ")), &output)),
+        }
+    }
+
+    fn program(&self, suffix: &str) -> &'static str {
+        match (self.family, suffix) {
+            (IpFamily::V4, "-save") => "iptables-save",
+            (IpFamily::V4, "-restore") => "iptables-restore",
+            (IpFamily::V4, _) => "iptables",
+            (IpFamily::V6, "-save") => "ip6tables-save",
+            (IpFamily::V6, "-restore") => "ip6tables-restore",
+            (IpFamily::V6, _) => "ip6tables",
+        }
+    }
+
+    fn failed(&self, program: &str, output: &Output) -> ApplyError {
+        let detail = detail(&output.stderr);
+        let program = program.to_owned();
+        match output.stderr.contains("xtables lock") {
+            true => ApplyError::Busy { program, detail },
+            false => ApplyError::Failed { program, detail: format!("{detail} (exit code {})", output.code) },
+        }
+    }
+}
+
+/// The first thing of substance in what a program complained: warnings about the other variant's
+/// tables and the program's own name and version aside.
+fn detail(stderr: &str) -> String {
+    let lines = stderr.lines().filter(|line| !line.starts_with("# Warning"));
+    let mut said = lines.map(|line| match line.split_once("): ").or_else(|| line.split_once("):")) {
+        Some((head, rest)) if head.contains("tables") => rest.trim(),
+        _ => line.trim(),
+    });
+    said.find(|line| !line.is_empty()).unwrap_or("it gave no reason").to_owned()
+}
+
+/// The number in `line 7 failed`, `line 7: RULE_APPEND failed` or `Error occurred at line: 7`.
+fn named_line(stderr: &str) -> Option<usize> {
+    stderr.match_indices("line").find_map(|(at, _)| {
+        let rest = stderr.get(at + "line".len()..)?.trim_start_matches([':', ' ']);
+        let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+        digits.parse().ok()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions() {
+        let nft = Features::parse("iptables v1.8.9 (nf_tables)");
+        assert_eq!(nft, Some(Features { variant: Variant::Nft, random_fully: true, restore_waits: true }));
+        let legacy = Features::parse("ip6tables v1.8.9 (legacy)");
+        assert_eq!(legacy, Some(Features { variant: Variant::Legacy, random_fully: true, restore_waits: true }));
+        let old = Features::parse("iptables v1.4.22");
+        assert_eq!(old, Some(Features { variant: Variant::Legacy, random_fully: false, restore_waits: false }));
+        assert_eq!(Features::parse("command not found"), None);
+    }
+
+    #[track_caller]
+    fn check(stderr: &str, line: Option<usize>, said: &str) {
+        assert_eq!((named_line(stderr), detail(stderr).as_str()), (line, said));
+    }
+
+    #[test]
+    fn complaints() {
+        check("iptables-restore: line 4 failed\n", Some(4), "iptables-restore: line 4 failed");
+        check(
+            "# Warning: iptables-legacy tables present, use iptables-legacy to see them\niptables-nft-restore v1.8.9 (nf_tables): \nline 3: RULE_APPEND failed (Invalid argument): rule in chain X\n",
+            Some(3),
+            "line 3: RULE_APPEND failed (Invalid argument): rule in chain X",
+        );
+        check(
+            "iptables-restore v1.8.9 (legacy): unknown option \"--nope\"\nError occurred at line: 12\nTry `iptables-restore -h'\n",
+            Some(12),
+            "unknown option \"--nope\"",
+        );
+        check("", None, "it gave no reason");
+    }
+}
