@@ -7,6 +7,7 @@
 mod slices;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::model::{EndpointSlice, Kind, Node, ObjectRef, Problem, Service, ServiceName};
@@ -27,6 +28,8 @@ pub enum Event {
     EndpointSlice(Arc<EndpointSlice>),
     /// The Node object of this node was added or changed.
     Node(Arc<Node>),
+    /// The addresses of this node's interfaces, all of them, sorted.
+    Addresses(Arc<[IpAddr]>),
     /// An object was deleted, or no longer has anything that rules depend on.
     Deleted(ObjectRef),
     /// An object is there, but cannot be read: its last good version stays.
@@ -44,8 +47,8 @@ pub enum Changed {
     Service(ServiceName, Families),
     /// Services that a listing no longer held.
     Services(BTreeSet<ServiceName>),
-    /// Whatever depends on the node: every Service.
-    All,
+    /// Whatever depends on the node or its addresses.
+    Node,
 }
 
 /// A set of IP families.
@@ -74,6 +77,7 @@ pub struct ClusterState {
     /// Which Service each slice, by namespace and name, is filed under.
     owners: HashMap<SliceName, ServiceName>,
     node: Option<Arc<Node>>,
+    addresses: Option<Arc<[IpAddr]>>,
     listings: [Listing; 3],
 }
 
@@ -117,6 +121,7 @@ impl ClusterState {
             Event::Service(service) => self.put_service(service),
             Event::EndpointSlice(slice) => self.put_slice(slice),
             Event::Node(node) => self.put_node(node),
+            Event::Addresses(addresses) => self.put_addresses(addresses),
             Event::Deleted(object) => self.delete(&object),
             Event::Unreadable(object) => {
                 self.keep(&object);
@@ -126,10 +131,11 @@ impl ClusterState {
         }
     }
 
-    /// Whether Services and EndpointSlices have both been listed once: before that no rule may be
-    /// written (kube-proxy: the "synced" gate in front of the first sync).
+    /// Whether every kind has been listed once and the node's addresses are known: before that no
+    /// rule may be written (kube-proxy: the "synced" gate in front of the first sync, and the wait
+    /// for the Node before it).
     pub fn is_synced(&self) -> bool {
-        self.listing(Kind::Service).synced && self.listing(Kind::EndpointSlice).synced
+        self.listings.iter().all(|listing| listing.synced) && self.addresses.is_some()
     }
 
     /// Whether a kind has been listed once.
@@ -140,6 +146,11 @@ impl ClusterState {
     /// The Node object of this node, as last seen.
     pub fn node(&self) -> Option<&Arc<Node>> {
         self.node.as_ref()
+    }
+
+    /// The addresses of this node's interfaces; `None` until they were read.
+    pub fn addresses(&self) -> Option<&[IpAddr]> {
+        self.addresses.as_deref()
     }
 
     /// All Services, in order of their names.
@@ -206,7 +217,15 @@ impl ClusterState {
             return Changed::Nothing;
         }
         self.node = Some(node);
-        Changed::All
+        Changed::Node
+    }
+
+    fn put_addresses(&mut self, addresses: Arc<[IpAddr]>) -> Changed {
+        if self.addresses.as_ref() == Some(&addresses) {
+            return Changed::Nothing;
+        }
+        self.addresses = Some(addresses);
+        Changed::Node
     }
 
     fn delete(&mut self, object: &ObjectRef) -> Changed {

@@ -21,4 +21,6 @@ pub mod backend;
 
 pub mod command;
 
+pub mod sync;
+
 pub mod source;

@@ -4,6 +4,8 @@
 //! then it reports changes. When it must start over (a lost watch, a directory re-read) it does the
 //! same again. It never makes up deletions because it lost sight of something.
 
+pub mod addresses;
+
 use tokio::sync::mpsc;
 
 use crate::cluster::Event;

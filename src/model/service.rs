@@ -138,7 +138,7 @@ impl Check {
             match parse_ip(text) {
                 Some(ip) => found.push(ip),
                 None => {
-                    self.problem("spec.clusterIP", format!("{text:?} is not an IP address; the Service has no rules"))
+                    self.problem("spec.clusterIP", format!("{text:?} is not an IP address; the Service has no rules"));
                 }
             }
             return found;

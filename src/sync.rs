@@ -1,0 +1,232 @@
+//! One turn of the line, for one IP family: dirty Services are planned, and the plan is applied.
+//!
+//! A [`Pipeline`] stays with the task that owns the cluster state; its [`Worker`] (the plan and the
+//! backend) is lent to a task of its own while the kernel is being written, and meanwhile the
+//! pipeline only notes what becomes dirty.
+
+pub mod drive;
+pub mod pacer;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::backend::{ApplyError, Backend, Intact, Report, Scope};
+use crate::cluster::{Changed, ClusterState};
+use crate::model::{Node, ServiceName, ServicePortName};
+use crate::net::{IpFamily, Protocol};
+use crate::plan::build::{PlanContext, Settings, node_plan};
+use crate::plan::{NodePlan, Plan};
+use pacer::{Instant, Pace, Pacer};
+
+/// What one IP family does with events.
+pub struct Pipeline<B> {
+    family: IpFamily,
+    settings: Arc<Settings>,
+    dirty: Dirty,
+    /// When to sync.
+    pub pacer: Pacer,
+    worker: Option<Worker<B>>,
+}
+
+/// What became dirty since the last planning.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Dirty {
+    services: BTreeSet<ServiceName>,
+    /// The node's own properties or addresses.
+    node: bool,
+    /// All of it.
+    everything: bool,
+}
+
+/// What is lent while the kernel is being written.
+pub struct Worker<B> {
+    context: Option<PlanContext>,
+    plan: Plan,
+    backend: B,
+}
+
+/// A worker with its order.
+pub struct Job<B> {
+    worker: Worker<B>,
+    scope: Scope,
+}
+
+/// How a job ended; the worker comes back with it.
+pub struct Done<B> {
+    worker: Worker<B>,
+    /// The backend's answer.
+    pub result: Result<Report, ApplyError>,
+}
+
+// === impl Pipeline ===
+
+impl<B: Backend> Pipeline<B> {
+    /// A pipeline that has not planned anything yet.
+    pub fn new(family: IpFamily, settings: Arc<Settings>, pace: Pace, backend: B) -> Pipeline<B> {
+        let node = Arc::new(empty_node_plan(family));
+        let plan = Plan { node, services: Default::default() };
+        let worker = Worker { context: None, plan, backend };
+        let dirty = Dirty { everything: true, ..Dirty::default() };
+        Pipeline { family, settings, dirty, pacer: Pacer::new(pace), worker: Some(worker) }
+    }
+
+    /// The family served.
+    pub fn family(&self) -> IpFamily {
+        self.family
+    }
+
+    /// Notes what an event changed; true if it concerns this family, which then wants a sync.
+    pub fn mark(&mut self, changed: &Changed) -> bool {
+        let concerned = match changed {
+            Changed::Nothing => false,
+            Changed::Service(name, families) => {
+                let concerned = families.contains(self.family);
+                if concerned {
+                    self.dirty.services.insert(name.clone());
+                }
+                concerned
+            }
+            Changed::Services(names) => {
+                self.dirty.services.extend(names.iter().cloned());
+                !names.is_empty()
+            }
+            Changed::Node => {
+                self.dirty.node = true;
+                true
+            }
+        };
+        if concerned {
+            self.pacer.request();
+        }
+        concerned
+    }
+
+    /// The kernel may not hold what it should, or the node's addresses may have changed: compare
+    /// everything in the next sync.
+    pub fn mark_everything(&mut self) {
+        self.dirty.everything = true;
+        self.pacer.request();
+    }
+
+    /// Whether the worker is here.
+    pub fn is_idle(&self) -> bool {
+        self.worker.is_some()
+    }
+
+    /// Plans what is dirty and hands the worker out; `None` if it is out already.
+    pub fn begin(&mut self, state: &ClusterState) -> Option<Job<B>> {
+        let mut worker = self.worker.take()?;
+        // Without a request it is time for a retry or a periodic full sync.
+        self.dirty.everything |= !self.pacer.is_requested();
+        self.pacer.begin();
+        let dirty = std::mem::take(&mut self.dirty);
+        let scope = worker.plan(self.family, &self.settings, state, dirty);
+        Some(Job { worker, scope })
+    }
+
+    /// Takes the worker back.
+    pub fn end(&mut self, done: Done<B>, now: Instant) -> Result<Report, ApplyError> {
+        self.worker = Some(done.worker);
+        self.pacer.end(now, done.result.is_ok());
+        done.result
+    }
+
+    /// Lends the worker without an order, to look whether the kernel still holds its rules.
+    pub fn lend(&mut self) -> Option<Worker<B>> {
+        self.worker.take()
+    }
+
+    /// Takes back what was lent.
+    pub fn give_back(&mut self, worker: Worker<B>) {
+        self.worker = Some(worker);
+    }
+}
+
+// === impl Worker ===
+
+impl<B: Backend> Worker<B> {
+    fn plan(&mut self, family: IpFamily, settings: &Settings, state: &ClusterState, mut dirty: Dirty) -> Scope {
+        let unknown = Node::default();
+        let node = state.node().map_or(&unknown, |node| &**node);
+        if dirty.node || dirty.everything {
+            let node_plan = node_plan(family, settings, node, state.addresses().unwrap_or_default());
+            if *self.plan.node != node_plan {
+                self.plan.node = Arc::new(node_plan);
+            }
+            let context = PlanContext::new(family, settings, node);
+            if self.context.as_ref() != Some(&context) {
+                self.context = Some(context);
+                dirty.everything = true;
+            }
+        }
+        let context = self.context.get_or_insert_with(|| PlanContext::new(family, settings, node));
+        if dirty.everything {
+            let planned = state.services().flat_map(|(service, slices)| context.plan(service, slices));
+            let mut services: std::collections::BTreeMap<_, _> =
+                planned.map(|(name, plan)| (name, Arc::new(plan))).collect();
+            // Equal plans stay the same object, which makes comparing them free.
+            for (name, plan) in &mut services {
+                if let Some(known) = self.plan.services.get(name).filter(|known| *known == plan) {
+                    *plan = known.clone();
+                }
+            }
+            self.plan.services = services;
+            return Scope::Everything;
+        }
+        let mut touched = BTreeSet::new();
+        for name in &dirty.services {
+            let known: Vec<ServicePortName> = self
+                .plan
+                .services
+                .range(first_port(name)..)
+                .map(|(port, _)| port)
+                .take_while(|p| p.service == *name)
+                .cloned()
+                .collect();
+            let planned: Vec<_> =
+                state.service(name).into_iter().flat_map(|(service, slices)| context.plan(service, slices)).collect();
+            for port in known {
+                if !planned.iter().any(|(name, _)| *name == port) {
+                    self.plan.services.remove(&port);
+                    touched.insert(port);
+                }
+            }
+            for (port, plan) in planned {
+                if self.plan.services.get(&port).is_none_or(|known| **known != plan) {
+                    self.plan.services.insert(port.clone(), Arc::new(plan));
+                    touched.insert(port);
+                }
+            }
+        }
+        Scope::Services(touched)
+    }
+
+    /// Whether the kernel still holds its rules, as far as a short look can tell.
+    pub async fn check(&mut self) -> Result<Intact, ApplyError> {
+        self.backend.check().await
+    }
+}
+
+// === impl Job ===
+
+impl<B: Backend> Job<B> {
+    /// Writes the kernel.
+    pub async fn run(mut self) -> Done<B> {
+        let result = self.worker.backend.sync(&self.worker.plan, &self.scope).await;
+        Done { worker: self.worker, result }
+    }
+}
+
+/// The least name a port of a Service can have in the order of names.
+fn first_port(service: &ServiceName) -> ServicePortName {
+    ServicePortName { service: service.clone(), port: "".into(), protocol: Protocol::Tcp }
+}
+
+fn empty_node_plan(family: IpFamily) -> NodePlan {
+    NodePlan {
+        family,
+        node_port_addresses: crate::plan::NodePortAddresses::Only(Vec::new()),
+        localhost_node_ports: false,
+        pod_traffic: None,
+    }
+}
