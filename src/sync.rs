@@ -230,3 +230,6 @@ fn empty_node_plan(family: IpFamily) -> NodePlan {
         pod_traffic: None,
     }
 }
+
+#[cfg(test)]
+mod tests;
