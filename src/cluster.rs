@@ -316,3 +316,6 @@ impl ClusterState {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

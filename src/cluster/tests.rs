@@ -1,0 +1,164 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::model::{Conditions, Endpoint, ServicePort, SlicePort};
+use crate::net::Protocol;
+
+fn service(name: &str) -> Event {
+    let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
+    Event::Service(Arc::new(Service {
+        name: ServiceName::new("ns", name),
+        cluster_ips: vec![[10, 0, 0, 1].into()],
+        ports: vec![port],
+        external_ips: Vec::new(),
+        load_balancer_ips: Vec::new(),
+        source_ranges: Vec::new(),
+        external_policy_local: false,
+        internal_policy_local: false,
+        affinity_seconds: None,
+        health_check_node_port: None,
+    }))
+}
+
+const READY: Conditions = Conditions { ready: true, serving: true, terminating: false };
+const DRAINING: Conditions = Conditions { ready: false, serving: true, terminating: true };
+
+fn slice_of(service: &str, name: &str, endpoints: &[(u8, Conditions)]) -> Arc<EndpointSlice> {
+    let endpoint = |(last, conditions): &(u8, Conditions)| Endpoint {
+        ip: [10, 1, 0, *last].into(),
+        conditions: *conditions,
+        local: false,
+        hints: None,
+    };
+    Arc::new(EndpointSlice {
+        service: ServiceName::new("ns", service),
+        name: name.into(),
+        family: IpFamily::V4,
+        ports: [SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
+        endpoints: endpoints.iter().map(endpoint).collect(),
+        trigger_time: None,
+    })
+}
+
+fn slice(service: &str, name: &str, last: u8) -> Event {
+    Event::EndpointSlice(slice_of(service, name, &[(last, READY)]))
+}
+
+fn deleted(kind: Kind, name: &str) -> Event {
+    Event::Deleted(ObjectRef::new(kind, "ns", name))
+}
+
+fn touched(name: &str, families: Families) -> Changed {
+    Changed::Service(ServiceName::new("ns", name), families)
+}
+
+const V4: Families = Families::Only(IpFamily::V4);
+
+fn endpoints(state: &ClusterState, name: &str) -> Vec<String> {
+    let (_, slices) = state.service(&ServiceName::new("ns", name)).expect("the Service is known");
+    let merged = endpoints_of(slices.of_family(IpFamily::V4), "", Protocol::Tcp);
+    merged.iter().map(|e| format!("{}:{}{}", e.ip, e.port, if e.conditions.terminating { " draining" } else { "" })).collect()
+}
+
+#[test]
+fn an_event_touches_one_service() {
+    let mut state = ClusterState::new();
+    assert_eq!(state.apply(slice("web", "web-1", 1)), touched("web", V4));
+    assert_eq!(state.apply(service("web")), touched("web", Families::Both));
+    assert_eq!(endpoints(&state, "web"), ["10.1.0.1:8080"]);
+    assert_eq!(state.apply(slice("web", "web-1", 2)), touched("web", V4));
+    assert_eq!(endpoints(&state, "web"), ["10.1.0.2:8080"]);
+    assert_eq!(state.apply(deleted(Kind::EndpointSlice, "web-1")), touched("web", V4));
+    assert_eq!(state.apply(deleted(Kind::Service, "web")), touched("web", Families::Both));
+    assert_eq!(state.services().count(), 0);
+}
+
+#[test]
+fn the_same_again_touches_nothing() {
+    let mut state = ClusterState::new();
+    state.apply(service("web"));
+    state.apply(slice("web", "web-1", 1));
+    assert_eq!(state.apply(service("web")), Changed::Nothing);
+    assert_eq!(state.apply(slice("web", "web-1", 1)), Changed::Nothing);
+    assert_eq!(state.apply(deleted(Kind::Service, "other")), Changed::Nothing);
+    assert_eq!(state.apply(deleted(Kind::EndpointSlice, "web-2")), Changed::Nothing);
+    assert_eq!(state.apply(Event::Addresses([[10, 0, 0, 9].into()].into())), Changed::Node);
+    assert_eq!(state.apply(Event::Addresses([[10, 0, 0, 9].into()].into())), Changed::Nothing);
+}
+
+#[test]
+fn a_slice_can_change_its_service() {
+    let mut state = ClusterState::new();
+    state.apply(service("web"));
+    state.apply(service("shop"));
+    state.apply(slice("web", "made-by-hand", 1));
+    let both = [ServiceName::new("ns", "shop"), ServiceName::new("ns", "web")].into();
+    assert_eq!(state.apply(slice("shop", "made-by-hand", 1)), Changed::Services(both));
+    assert_eq!(endpoints(&state, "web"), [""; 0]);
+    assert_eq!(endpoints(&state, "shop"), ["10.1.0.1:8080"]);
+    assert_eq!(state.apply(deleted(Kind::EndpointSlice, "made-by-hand")), touched("shop", V4));
+}
+
+#[test]
+fn a_listing_removes_what_it_did_not_mention_when_it_is_complete() {
+    let mut state = ClusterState::new();
+    for name in ["a", "b", "c"] {
+        state.apply(service(name));
+        state.apply(slice(name, &format!("{name}-1"), 1));
+    }
+    state.apply(Event::Listing(Kind::EndpointSlice));
+    state.apply(slice("a", "a-1", 1));
+    state.apply(Event::Unreadable(ObjectRef::new(Kind::EndpointSlice, "ns", "b-1")));
+    assert_eq!(endpoints(&state, "c").len(), 1);
+    let gone = [ServiceName::new("ns", "c")].into();
+    assert_eq!(state.apply(Event::Synced(Kind::EndpointSlice)), Changed::Services(gone));
+    assert_eq!((endpoints(&state, "a").len(), endpoints(&state, "b").len(), endpoints(&state, "c").len()), (1, 1, 0));
+
+    // One that is broken off removes nothing, however often it is begun again.
+    state.apply(Event::Listing(Kind::Service));
+    state.apply(Event::Listing(Kind::Service));
+    state.apply(service("a"));
+    state.apply(Event::Unreadable(ObjectRef::new(Kind::Service, "ns", "b")));
+    assert_eq!(state.services().count(), 3);
+    state.apply(Event::Synced(Kind::Service));
+    assert_eq!(state.services().map(|(service, _)| service.name.to_string()).collect::<Vec<_>>(), ["ns/a", "ns/b"]);
+}
+
+#[test]
+fn it_is_synced_when_everything_was_listed_once() {
+    let mut state = ClusterState::new();
+    state.apply(Event::Addresses([].into()));
+    for kind in [Kind::Node, Kind::Service, Kind::EndpointSlice] {
+        assert!(!state.is_synced());
+        state.apply(Event::Listing(kind));
+        state.apply(Event::Synced(kind));
+    }
+    assert!(state.is_synced());
+    // Listing again does not take that back: rules go on being kept up.
+    state.apply(Event::Listing(Kind::Service));
+    assert!(state.is_synced());
+}
+
+#[test]
+fn endpoints_are_sorted_as_text() {
+    let mut state = ClusterState::new();
+    state.apply(service("web"));
+    let all: Vec<_> = [2, 10, 1, 100].map(|last| (last, READY)).into();
+    state.apply(Event::EndpointSlice(slice_of("web", "web-1", &all)));
+    assert_eq!(endpoints(&state, "web"), ["10.1.0.100:8080", "10.1.0.10:8080", "10.1.0.1:8080", "10.1.0.2:8080"]);
+}
+
+#[test]
+fn a_terminating_duplicate_never_replaces_another_endpoint() {
+    for (first, second, expected) in [
+        (READY, DRAINING, "10.1.0.5:8080"),
+        (DRAINING, READY, "10.1.0.5:8080"),
+        (DRAINING, DRAINING, "10.1.0.5:8080 draining"),
+    ] {
+        let mut state = ClusterState::new();
+        state.apply(service("web"));
+        state.apply(Event::EndpointSlice(slice_of("web", "web-1", &[(5, first)])));
+        state.apply(Event::EndpointSlice(slice_of("web", "web-2", &[(5, second)])));
+        assert_eq!(endpoints(&state, "web"), [expected]);
+    }
+}
