@@ -1,0 +1,145 @@
+# What developers and CI run. `make` alone lists the targets.
+#
+# Each target installs the Debian packages it needs if they are missing, which takes root.
+# CARGO_TARGET_DIR is honoured. Recipes are bash scripts of one piece.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# Where root's tools and rustup's are, should the caller's PATH lack them.
+export PATH := $(PATH):/usr/sbin:/sbin:$(HOME)/.cargo/bin
+
+# Every test binary, as cargo finds them; `conformance` needs recordings and has its own target.
+TESTS := $(filter-out conformance,$(patsubst tests/%/main.rs,%,$(wildcard tests/*/main.rs)))
+
+# Recordings of a real kube-proxy.
+FERRULE_SHARED ?= ../shared
+
+# Further arguments, as in `make demo ARGS=--help` or `make test ARGS=affinity`.
+ARGS ?=
+
+IMAGE ?= ferrule:dev
+# Arguments for the image build, such as `--build-arg BASE=localhost/base`.
+IMAGE_ARGS ?=
+
+# Programs (or files) and the packages they come from.
+COMPILER := cc=gcc /usr/include/stdlib.h=libc6-dev
+KERNEL_TOOLS := ip=iproute2 iptables-legacy=iptables iptables-nft=iptables modprobe=kmod
+
+# needs program=package...: installs what is missing.
+define needs
+needs() {
+  local pair program missing=()
+  for pair in "$$@"; do
+    program=$${pair%%=*}
+    command -v "$$program" >/dev/null || [[ $$program == /* && -e $$program ]] || missing+=("$${pair#*=}")
+  done
+  [[ $${#missing[@]} -gt 0 ]] || return 0
+  if ! command -v apt-get >/dev/null; then
+    echo "make $@: please install what Debian calls: $${missing[*]}" >&2; return 1
+  elif [[ $$(id -u) != 0 ]]; then
+    echo "make $@: as root, run: apt-get install $${missing[*]}" >&2; return 1
+  fi
+  echo "make $@: installing $${missing[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get -qq update </dev/null
+  apt-get -qq install -y --no-install-recommends "$${missing[@]}" </dev/null >/dev/null
+}
+if ! command -v cargo >/dev/null; then
+  echo "make $@: cargo is not in PATH: install Rust (the version is in Cargo.toml)" >&2; exit 1
+fi
+endef
+
+# tests ARGUMENTS...: cargo test, then one line with what ran. A test that was skipped is a failure.
+define tests
+tests() {
+  local status=0 log; log=$$(mktemp)
+  cargo test --locked --no-fail-fast "$$@" | tee "$$log" || status=$$?
+  awk -v failure="$$status" -v filter="$(ARGS)" '
+    /^test result: / { runs += 1; passed += $$4; failed += $$6; ignored += $$8 }
+    END {
+      if (passed == 0) remark = ": NOTHING RAN"
+      if (ignored > 0) remark = ": a skipped test counts as a failure"
+      if (filter != "") remark = remark " (only tests that match: " filter ")"
+      printf "make $@: %d passed, %d failed, %d skipped, in %d binaries%s\n", passed, failed, ignored, runs, remark
+      exit (failure > 0 || ignored > 0 || passed == 0)
+    }' "$$log" || status=1
+  rm -f "$$log"
+  return $$status
+}
+endef
+
+.PHONY: help
+help: ## list the targets
+	@echo 'ferrule: a drop-in replacement for kube-proxy. Targets:'
+	sed -n 's/^\([a-z]*\):.* ## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-20s%s\n", $$1, $$2 }'
+
+.PHONY: demo
+demo: ## watch a proxy at work on real packets, in network namespaces of its own (root)
+	@$(needs)
+	needs $(COMPILER) $(KERNEL_TOOLS)
+	cargo run --locked -- demo $(ARGS)
+
+.PHONY: test
+test: ## every test that needs nothing but this checkout and a Linux kernel (root)
+	@$(needs)
+	$(tests)
+	needs $(COMPILER) $(KERNEL_TOOLS)
+	tests --lib --bins $(addprefix --test ,$(TESTS)) -- $(ARGS)
+
+.PHONY: conformance
+conformance: ## compare the rules in the kernel with recordings of a real kube-proxy (root)
+	@$(needs)
+	$(tests)
+	if [[ ! -d "$(FERRULE_SHARED)/golden" ]]; then
+	  echo 'make conformance: no recordings in $(FERRULE_SHARED)/golden: set FERRULE_SHARED to the folder that holds golden/' >&2; exit 1
+	fi
+	needs $(COMPILER) $(KERNEL_TOOLS)
+	export FERRULE_SHARED="$$(realpath "$(FERRULE_SHARED)")"
+	tests --test conformance -- $(ARGS)
+
+.PHONY: lint
+lint: ## formatting, clippy and documentation, warnings denied
+	@$(needs)
+	needs $(COMPILER)
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
+	echo 'make lint: formatting, clippy and documentation are clean'
+
+.PHONY: deny
+deny: ## check licences, duplicates and advisories of dependencies (compiles cargo-deny: minutes)
+	@$(needs)
+	needs $(COMPILER)
+	cargo deny --version >/dev/null 2>&1 || cargo install --locked cargo-deny
+	cargo deny --locked check licenses bans sources
+	cargo deny --locked check advisories || echo 'make deny: advisories are a matter to look into, not a failure'
+	echo 'make deny: licences, duplicates and sources are as deny.toml wants them'
+
+.PHONY: tools
+tools: ## only install what test, conformance and demo need (root)
+	@$(needs)
+	needs $(COMPILER) $(KERNEL_TOOLS)
+
+.PHONY: bench
+bench: ## time plan, compile and diff with criterion
+	@$(needs)
+	needs $(COMPILER)
+	cargo bench --locked --bench '*' -- $(ARGS)
+	echo 'make bench: done; criterion keeps its figures under criterion/ in the target directory'
+
+.PHONY: image
+image: ## build the container image with docker, podman or buildah
+	@$(needs)
+	if docker info >/dev/null 2>&1; then
+	  docker build -t '$(IMAGE)' $(IMAGE_ARGS) .
+	elif command -v podman >/dev/null; then
+	  podman build -t '$(IMAGE)' $(IMAGE_ARGS) .
+	else
+	  needs buildah=buildah
+	  buildah build --isolation chroot -t '$(IMAGE)' $(IMAGE_ARGS) .
+	fi
+	echo 'make image: built $(IMAGE)'

@@ -1,0 +1,249 @@
+//! What ferrule is linked from: licences, origins and versions, the small part of deny.toml that
+//! every test run can afford to check.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+
+use super::{File, assert_complaints, assert_none, repository, section};
+
+/// A compiled-in package, as cargo describes it.
+#[derive(serde::Deserialize)]
+struct Package {
+    name: String,
+    version: String,
+    license: Option<String>,
+    source: Option<String>,
+}
+
+#[derive(serde::Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+}
+
+/// Packages for the platform of this machine.
+fn packages() -> Vec<Package> {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let platform = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let output = Command::new(cargo)
+        .args(["metadata", "--format-version=1", "--locked", "--filter-platform", &platform])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo can be run");
+    assert!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Metadata = serde_json::from_slice(&output.stdout).expect("cargo metadata prints JSON");
+    assert!(metadata.packages.len() > 50, "cargo metadata lists only {} packages", metadata.packages.len());
+    metadata.packages
+}
+
+fn bad_licences(packages: &[Package], allowed: &BTreeSet<String>) -> Vec<String> {
+    let allows =
+        |licence: &Option<String>| licence.as_deref().is_some_and(|text| Expression::read(text).holds(allowed));
+    let bad = packages.iter().filter(|package| !allows(&package.license));
+    bad.map(|package| {
+        format!("{} {}: licence {:?} is not allowed by deny.toml", package.name, package.version, package.license)
+    })
+    .collect()
+}
+
+fn bad_origins(packages: &[Package]) -> Vec<String> {
+    let from_registry =
+        |package: &&Package| package.source.as_deref().is_some_and(|source| source.starts_with("registry+"));
+    let bad = packages.iter().filter(|package| package.name != "ferrule" && !from_registry(package));
+    bad.map(|package| {
+        format!("{} {}: comes from {:?}, not from the registry", package.name, package.version, package.source)
+    })
+    .collect()
+}
+
+fn duplicates(packages: &[Package], named: &BTreeSet<String>) -> Vec<String> {
+    let mut versions: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for package in packages.iter().filter(|package| named.contains(&package.name)) {
+        versions.entry(&package.name).or_default().push(&package.version);
+    }
+    let twice = versions.iter().filter(|(_, versions)| versions.len() > 1);
+    twice.map(|(name, versions)| format!("{name}: we name it, yet it is there as {}", versions.join(" and "))).collect()
+}
+
+/// Licences that `deny.toml` allows.
+fn allowed_licences(files: &[File]) -> BTreeSet<String> {
+    let deny = files.iter().find(|file| file.path == "deny.toml").expect("deny.toml is there");
+    let lines = section(&deny.text, "[licenses]", "[");
+    let list = lines
+        .into_iter()
+        .map(|(_, line)| line)
+        .skip_while(|line| *line != "allow = [")
+        .skip(1)
+        .take_while(|line| *line != "]");
+    list.map(|line| line.trim().trim_end_matches(',').trim_matches('"').to_owned()).collect()
+}
+
+/// Names in the tables of dependencies in Cargo.toml.
+fn named_dependencies(manifest: &File) -> BTreeSet<String> {
+    let tables = ["[dependencies]", "[dev-dependencies]", "[build-dependencies]"];
+    let keys = tables.iter().flat_map(|table| keys(manifest, table));
+    keys.map(|(_, key)| key.to_owned()).collect()
+}
+
+/// Keys of a table, with their lines.
+pub(super) fn keys<'a>(manifest: &'a File, table: &str) -> Vec<(usize, &'a str)> {
+    let lines = section(&manifest.text, table, "[");
+    let is_key = |line: &str| line.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
+    lines
+        .into_iter()
+        .filter(|(_, line)| is_key(line))
+        .filter_map(|(at, line)| Some((at, line.split([' ', '=', '.']).next()?)))
+        .collect()
+}
+
+fn unsorted(manifest: &File) -> Vec<String> {
+    let tables = [
+        "[features]",
+        "[dependencies]",
+        "[dev-dependencies]",
+        "[build-dependencies]",
+        "[lints.rust]",
+        "[lints.clippy]",
+    ];
+    let mut complaints = Vec::new();
+    for table in tables {
+        for pair in keys(manifest, table).windows(2) {
+            if let [(_, first), (line, second)] = pair
+                && first > second
+            {
+                complaints.push(manifest.complain(*line, &format!("{second} comes before {first} in {table}")));
+            }
+        }
+    }
+    complaints
+}
+
+fn manifest(files: &[File]) -> &File {
+    files.iter().find(|file| file.path == "Cargo.toml").expect("Cargo.toml is there")
+}
+
+/// An SPDX licence expression.
+enum Expression {
+    Licence(String),
+    All(Vec<Expression>),
+    Any(Vec<Expression>),
+}
+
+// === impl Expression ===
+
+impl Expression {
+    fn read(text: &str) -> Expression {
+        // Old manifests write `MIT/Apache-2.0` and mean a choice.
+        let spaced = text.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
+        let words: Vec<&str> = spaced.split_whitespace().collect();
+        let mut rest = words.as_slice();
+        Expression::any(&mut rest)
+    }
+
+    fn any(words: &mut &[&str]) -> Expression {
+        let mut choices = vec![Expression::all(words)];
+        while let ["OR", rest @ ..] = *words {
+            *words = rest;
+            choices.push(Expression::all(words));
+        }
+        Expression::Any(choices)
+    }
+
+    fn all(words: &mut &[&str]) -> Expression {
+        let mut parts = vec![Expression::one(words)];
+        while let ["AND", rest @ ..] = *words {
+            *words = rest;
+            parts.push(Expression::one(words));
+        }
+        Expression::All(parts)
+    }
+
+    fn one(words: &mut &[&str]) -> Expression {
+        let (first, rest) = match *words {
+            ["(", rest @ ..] => {
+                *words = rest;
+                let inner = Expression::any(words);
+                *words = words.get(1..).unwrap_or_default();
+                return inner;
+            }
+            [licence, "WITH", exception, rest @ ..] => (format!("{licence} WITH {exception}"), rest),
+            [licence, rest @ ..] => ((*licence).to_owned(), rest),
+            [] => (String::new(), *words),
+        };
+        *words = rest;
+        Expression::Licence(first)
+    }
+
+    /// Whether a choice of allowed licences satisfies it.
+    fn holds(&self, allowed: &BTreeSet<String>) -> bool {
+        match self {
+            Expression::Licence(name) => allowed.contains(name),
+            Expression::All(parts) => parts.iter().all(|part| part.holds(allowed)),
+            Expression::Any(choices) => choices.iter().any(|choice| choice.holds(allowed)),
+        }
+    }
+}
+
+#[test]
+fn dependencies_are_permissive_and_from_the_registry() {
+    let files = repository();
+    let packages = packages();
+    assert_none(&bad_licences(&packages, &allowed_licences(&files)));
+    assert_none(&bad_origins(&packages));
+    assert_none(&duplicates(&packages, &named_dependencies(manifest(&files))));
+}
+
+#[test]
+fn dependency_rules_can_fail() {
+    let package = |name: &str, version: &str, licence: &str, source: &str| Package {
+        name: name.to_owned(),
+        version: version.to_owned(),
+        license: Some(licence.to_owned()),
+        source: Some(source.to_owned()),
+    };
+    let packages = [
+        package("good", "1.0.0", "MIT", "registry+x"),
+        package("good", "2.0.0", "GPL-3.0-or-later", "registry+x"),
+        package("forked", "1.0.0", "MIT", "git+x"),
+    ];
+    let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<String>>();
+    assert_complaints(&bad_licences(&packages, &set(&["MIT"])), &["good 2.0.0: licence Some(\"GPL-3.0-or-later\")"]);
+    assert_complaints(&bad_origins(&packages), &["forked 1.0.0: comes from Some(\"git+x\")"]);
+    assert_complaints(
+        &duplicates(&packages, &set(&["good"])),
+        &["good: we name it, yet it is there as 1.0.0 and 2.0.0"],
+    );
+    assert_complaints(&duplicates(&packages, &set(&["forked"])), &[]);
+    assert!(allowed_licences(&repository()).contains("Apache-2.0 WITH LLVM-exception"));
+}
+
+#[test]
+fn licence_expressions_are_understood() {
+    let allowed: BTreeSet<String> = ["MIT", "ISC", "Apache-2.0 WITH LLVM-exception"].map(str::to_owned).into();
+    let cases = [
+        ("MIT", true),
+        ("GPL-3.0", false),
+        ("GPL-3.0 OR MIT", true),
+        ("GPL-3.0/MIT", true),
+        ("GPL-3.0 AND MIT", false),
+        ("MIT AND ISC", true),
+        ("(GPL-3.0 OR MIT) AND ISC", true),
+        ("(GPL-3.0 OR MIT) AND BSD-3-Clause", false),
+        ("GPL-3.0 OR MIT AND ISC", true),
+        ("Apache-2.0 WITH LLVM-exception", true),
+        ("Apache-2.0 WITH other", false),
+        ("", false),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(Expression::read(text).holds(&allowed), expected, "{text}");
+    }
+}
+
+#[test]
+fn cargo_toml_is_sorted() {
+    assert_none(&unsorted(manifest(&repository())));
+    let bad = File::new(
+        "Cargo.toml",
+        "[dependencies]\nb = \"1\"\na = { version = \"1\" }\n\n[dev-dependencies]\na = \"1\"\n",
+    );
+    assert_complaints(&unsorted(&bad), &["Cargo.toml:3: a comes before b"]);
+}
