@@ -1,3 +1,11 @@
 //! Tests that need no privilege and no kernel: one fast binary.
 
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test ends by a panic when something is not as expected"
+)]
+
 mod tidy;

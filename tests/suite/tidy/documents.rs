@@ -76,7 +76,7 @@ fn missing_targets(files: &[File]) -> Vec<String> {
     for file in files.iter().filter(|file| is_document(file)) {
         for (index, line) in file.text.lines().enumerate() {
             for command in line.split("`make ").skip(1) {
-                let target: String = command.chars().take_while(|c| c.is_ascii_lowercase()).collect();
+                let target: String = command.chars().take_while(char::is_ascii_lowercase).collect();
                 if !targets.contains(&target) {
                     complaints.push(file.complain(index + 1, &format!("there is no `make {target}`")));
                 }

@@ -4,10 +4,11 @@ use super::text::{self, Named};
 use super::{File, assert_complaints, assert_none, repository};
 
 /// Modules that do no IO, read no clock and log nothing.
-const CORE: [&str; 6] = ["net", "model", "cluster", "topology", "plan", "conntrack"];
+const CORE: [&str; 7] = ["net", "model", "cluster", "topology", "plan", "conntrack", "sync/pacer"];
 
 /// The files of a backend that do not either.
-const PURE_IN_BACKENDS: [&str; 7] = ["names", "ruleset", "compile", "diff", "render", "parse", "drain"];
+const PURE_IN_BACKENDS: [&str; 9] =
+    ["names", "ruleset", "compile", "diff", "render", "restore", "snapshot", "parse", "drain"];
 
 /// What the core does without.
 const IO: [&str; 22] = [

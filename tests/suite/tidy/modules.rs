@@ -66,7 +66,7 @@ fn declared(file: &File) -> Vec<String> {
 /// The name in a line such as `pub(crate) mod name;`.
 fn module(line: &str) -> Option<&str> {
     let line = line.strip_suffix(';')?;
-    let (before, name) = line.rsplit_once("mod ").or(Some(("", line.strip_prefix("mod ")?)))?;
+    let (before, name) = line.rsplit_once("mod ")?;
     let is_visibility = before.is_empty() || (before.starts_with("pub") && before.ends_with(' '));
     let before_is_attribute = before.trim_end().ends_with(']');
     (is_visibility || before_is_attribute).then(|| name.trim())

@@ -74,7 +74,7 @@ fn skipped_tests(files: &[File]) -> Vec<String> {
         let code = text::code(&file.text.replace("#[cfg(test)]", ""));
         for (index, line) in code.lines().enumerate() {
             let squeezed: String = line.split_whitespace().collect();
-            if ["#[ignore", ",ignore]", ",ignore="].iter().any(|mark| squeezed.contains(mark)) {
+            if ["#[ignore", ",ignore)]", ",ignore="].iter().any(|mark| squeezed.contains(mark)) {
                 complaints.push(file.complain(index + 1, "a test that does not run is no test"));
             }
         }
