@@ -8,4 +8,7 @@
     reason = "a test ends by a panic when something is not as expected"
 )]
 
+mod golden;
+mod pipeline;
+mod recordings;
 mod tidy;

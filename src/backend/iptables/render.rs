@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Formatter};
 
+use ipnet::IpNet;
+
 use super::ruleset::{ConnStates, Is, Marking, Match, Rule, Target};
 use crate::net::IpFamily;
 
@@ -14,10 +16,12 @@ impl fmt::Display for Rule {
             let space = if std::mem::take(&mut first) { "" } else { " " };
             write!(f, "{space}{text}")
         };
-        if let Some(Is { not, value }) = &self.source {
+        // The tools leave out a network that holds every address.
+        let limits = |side: &Is<IpNet>| side.not || side.value.prefix_len() > 0;
+        if let Some(Is { not, value }) = self.source.as_ref().filter(|side| limits(side)) {
             part(f, format_args!("{}-s {value}", bang(*not)))?;
         }
-        if let Some(Is { not, value }) = &self.destination {
+        if let Some(Is { not, value }) = self.destination.as_ref().filter(|side| limits(side)) {
             part(f, format_args!("{}-d {value}", bang(*not)))?;
         }
         if let Some(Is { not, value }) = &self.in_interface {
@@ -40,7 +44,7 @@ impl fmt::Display for Rule {
 impl fmt::Display for Match {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
-            Match::Comment(text) => write!(f, "comment --comment \"{}\"", Quoted(text)),
+            Match::Comment(text) => write!(f, "comment --comment {}", Quoted(text)),
             Match::ConnState(Is { not, value }) => write!(f, "conntrack {}--ctstate {value}", bang(*not)),
             // The tools print two spaces here.
             Match::Nfacct(name) => write!(f, "nfacct --nfacct-name  {name}"),
@@ -81,7 +85,10 @@ impl fmt::Display for Target {
 
 impl fmt::Display for Marking {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#x}/{:#x}", self.value, self.mask)
+        match self.mask {
+            u32::MAX => write!(f, "{:#x}", self.value),
+            mask => write!(f, "{:#x}/{mask:#x}", self.value),
+        }
     }
 }
 
@@ -105,37 +112,42 @@ fn recent_mask(family: IpFamily) -> &'static str {
     }
 }
 
-/// Text inside double quotes.
+/// Text in double quotes, unless it is a single plain word.
 struct Quoted<'a>(&'a str);
 
 impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+        if !self.0.is_empty() && self.0.bytes().all(plain) {
+            return f.write_str(self.0);
+        }
+        f.write_str("\"")?;
         for c in self.0.chars() {
             if matches!(c, '"' | '\\' | '\'') {
                 f.write_str("\\")?;
             }
             write!(f, "{c}")?;
         }
-        Ok(())
+        f.write_str("\"")
     }
 }
 
-/// One in so many. The kernel keeps probabilities as multiples of 2^-31; kube-proxy writes ten
-/// decimals, the tools round that to the kernel's unit and print eleven.
+/// One in so many, as the tools print it.
 struct Probability(u32);
 
-impl Probability {
-    const UNIT: f64 = (1u64 << 31) as f64;
+/// The kernel's unit of probability.
+pub(super) const UNIT: f64 = (1u64 << 31) as f64;
 
-    fn kernel_value(&self) -> f64 {
-        let written = (1e10 / f64::from(self.0)).round() / 1e10;
-        (written * Probability::UNIT).round()
-    }
+/// What the kernel keeps for one in so many, in units of 2^-31: kube-proxy writes ten decimals, the
+/// tools round that to the nearest unit and print eleven decimals of it.
+pub(super) fn kernel_probability(one_in: u32) -> f64 {
+    let written = (1e10 / f64::from(one_in)).round() / 1e10;
+    (written * UNIT).round()
 }
 
 impl fmt::Display for Probability {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.11}", self.kernel_value() / Probability::UNIT)
+        write!(f, "{:.11}", kernel_probability(self.0) / UNIT)
     }
 }
 
