@@ -419,6 +419,16 @@ impl Batch {
     }
 }
 
+/// What the first restore into an empty kernel would be, all in one.
+pub fn first_input(plan: &Plan, settings: &Settings, random_fully: bool, counters: Counters) -> String {
+    let endpoints = plan.services.values().map(|plan| plan.endpoints).sum();
+    let style = style(&plan.node, endpoints, settings, random_fully, counters);
+    let base = diff::base_from_snapshot(&compile::base(&plan.node, &style), &mut Snapshot::new(true));
+    let services = plan.services.iter().map(|(name, plan)| diff::service(name, None, Some(plan), &style, true));
+    let changes: Vec<Changes> = std::iter::once(base).chain(services).collect();
+    Input::render(changes.iter()).text
+}
+
 /// The style of rules for a node with so many endpoints in its cluster.
 pub fn style(node: &NodePlan, endpoints: usize, settings: &Settings, random_fully: bool, counters: Counters) -> Style {
     Style {

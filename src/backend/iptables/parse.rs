@@ -231,7 +231,7 @@ impl Parser {
     }
 
     fn finish(mut self) -> Result<Rule, ParseError> {
-        let everything = Some(Is::is(self.family.everything()));
+        let everything = Some(Is::so(self.family.everything()));
         // The tools neither keep nor print a network that holds every address.
         for side in [&mut self.rule.source, &mut self.rule.destination] {
             if *side == everything {

@@ -1,0 +1,121 @@
+//! The composition root: builds every part from the configuration, joins them, and runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::sync::mpsc;
+
+use crate::backend::iptables::apply::{self, Iptables};
+use crate::backend::iptables::netlink::Counters;
+use crate::backend::iptables::tools::Tools;
+use crate::cluster::ClusterState;
+use crate::command::System;
+use crate::config::{Config, ProxyMode};
+use crate::instance::Instance;
+use crate::net::IpFamily;
+use crate::plan::build::DetectLocal;
+use crate::sync::Pipeline;
+use crate::sync::drive::drive;
+use crate::sync::pacer::Pace;
+use crate::{source, sysctl};
+
+/// Longest time without a full sync. (kube-proxy: `FullSyncPeriod`.)
+const FULL_SYNC_PERIOD: Duration = Duration::from_secs(3_600);
+/// Events that may wait while the loop is busy.
+const EVENT_BACKLOG: usize = 1_024;
+
+/// Runs the proxy until it is told to stop (SIGTERM or SIGINT). Rules stay when it ends.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    match config.mode {
+        ProxyMode::Iptables => run_iptables(config).await,
+        mode => bail!("mode {mode} is not built yet: this ferrule has iptables mode only; set mode: iptables"),
+    }
+}
+
+async fn run_iptables(config: Config) -> anyhow::Result<()> {
+    let settings = Arc::new(config.planning.clone());
+    let pace = Pace { min: config.min_sync_period, retry: config.sync_period, max: FULL_SYNC_PERIOD };
+    let tools = iptables_tools().await?;
+    let _instance = Instance::acquire().await.context("cannot see to it that only one ferrule runs here")?;
+
+    if settings.localhost_node_ports {
+        sysctl::allow_localhost_node_ports()?;
+    }
+    let iptables = apply::Settings { mark: config.mark(), drop_invalid: !sysctl::conntrack_is_liberal() };
+    let pipelines = tools
+        .into_iter()
+        .map(|(family, tools)| {
+            tracing::info!(%family, tools = ?tools.features.variant, "iptables mode");
+            let backend = Iptables::new(tools, iptables.clone(), Counters::ensure);
+            Pipeline::new(family, settings.clone(), pace, backend)
+        })
+        .collect();
+
+    let (events, receiver) = mpsc::channel(EVENT_BACKLOG);
+    tokio::spawn(source::addresses::run(events.clone()));
+    start_source(&config, events)?;
+    let waits_for_pod_cidr = settings.detect_local == DetectLocal::NodeCidr;
+    let ready = move |state: &ClusterState| {
+        let has_pod_cidr = || state.node().is_some_and(|node| !node.pod_cidrs.is_empty());
+        state.is_synced() && (!waits_for_pod_cidr || has_pod_cidr())
+    };
+    drive(pipelines, pace, receiver, ready, stop_signal()).await;
+    tracing::info!("stopped; rules stay in the kernel");
+    Ok(())
+}
+
+/// The tools of each family the node has. (kube-proxy: dual-stack whenever both work.)
+async fn iptables_tools() -> anyhow::Result<Vec<(IpFamily, Tools<System>)>> {
+    let mut found = Vec::new();
+    let mut reasons = Vec::new();
+    for family in IpFamily::BOTH {
+        if family == IpFamily::V6 && !sysctl::kernel_has_ipv6() {
+            reasons.push("the kernel has IPv6 disabled".to_owned());
+            continue;
+        }
+        match Tools::probe(System, family).await {
+            Ok(tools) => found.push((family, tools)),
+            Err(error) => reasons.push(error.to_string()),
+        }
+    }
+    if found.is_empty() {
+        bail!("iptables is not available on this host: {}", reasons.join("; "));
+    }
+    for reason in reasons {
+        tracing::warn!(%reason, "one IP family is not served");
+    }
+    Ok(found)
+}
+
+fn start_source(config: &Config, events: source::Events) -> anyhow::Result<()> {
+    let node: Arc<str> = config.planning.node_name.clone();
+    if config.manifests.is_empty() {
+        bail!("no --manifests given, and the API server source is not built yet");
+    }
+    let paths = config.manifests.clone();
+    tokio::spawn(async move {
+        if let Err(error) = source::manifests::run(paths, node, events).await {
+            tracing::error!(%error, "manifests are no longer followed");
+        }
+    });
+    Ok(())
+}
+
+async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}
+
+impl Config {
+    /// The packet mark that asks for masquerading.
+    fn mark(&self) -> u32 {
+        1 << self.masquerade_bit.min(31)
+    }
+}
