@@ -10,6 +10,10 @@
 
 pub mod net;
 
+pub mod config;
+
+pub mod source;
+
 pub mod model;
 
 pub mod cluster;
@@ -23,4 +27,10 @@ pub mod command;
 
 pub mod sync;
 
-pub mod source;
+pub mod instance;
+pub mod sysctl;
+pub mod telemetry;
+
+pub mod run;
+
+pub mod cli;
