@@ -3,28 +3,60 @@
 pub mod render;
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::process::ExitCode;
+
+use crate::config::flags::{self, Invocation};
+use crate::config::{self, LogFormat};
 
 /// Runs what the command line asks for. The first argument selects a subcommand.
 pub fn main(args: Vec<OsString>) -> ExitCode {
     let args: Vec<String> = args.into_iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let config = match crate::config::interim(&args) {
-        Ok(config) => config,
-        Err(error) => return fail(&error),
+    let parsed = match flags::parse(&args) {
+        Ok(parsed) => parsed,
+        Err(refused) => return fail(&refused),
     };
-    crate::telemetry::init(2, false);
+    parsed.deprecations.iter().for_each(|line| say(line));
+    let flags = match parsed.invocation {
+        Invocation::Proxy(flags) => flags,
+        Invocation::Print(text) => return print(&text),
+        Invocation::Render { .. } | Invocation::Demo { .. } => return fail(&"Error: this subcommand is not built yet"),
+    };
+    let loaded = config::load(&flags);
+    let logging = loaded.config.as_ref().ok().map(|config| &config.logging);
+    let verbosity = logging.map_or(0, |logging| logging.verbosity);
+    crate::telemetry::init(verbosity, logging.is_some_and(|logging| logging.format == LogFormat::Json));
+    loaded.warnings.iter().for_each(|line| tracing::warn!("{line}"));
+    loaded.infos.iter().for_each(|line| tracing::info!("{line}"));
+    let config = match loaded.config {
+        Ok(config) => config,
+        Err(error) => {
+            tracing::error!(err = %error, "command failed");
+            return ExitCode::FAILURE;
+        }
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return fail(&error.into()),
+        Err(error) => return fail(&error),
     };
     match runtime.block_on(crate::run::run(config)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error),
+        Err(error) => fail(&format!("Error: {error:#}")),
     }
 }
 
-#[allow(clippy::print_stderr, reason = "the log may not be set up yet")]
-fn fail(error: &anyhow::Error) -> ExitCode {
-    eprintln!("Error: {error:#}");
+fn fail(error: &dyn Display) -> ExitCode {
+    say(&error.to_string());
     ExitCode::FAILURE
+}
+
+#[allow(clippy::print_stderr, reason = "the log may not be set up yet")]
+fn say(line: &str) {
+    eprintln!("{line}");
+}
+
+#[allow(clippy::print_stdout, reason = "what was asked for goes there")]
+fn print(text: &str) -> ExitCode {
+    print!("{text}");
+    ExitCode::SUCCESS
 }

@@ -42,7 +42,7 @@ async fn run_iptables(config: Config) -> anyhow::Result<()> {
     if settings.localhost_node_ports {
         sysctl::allow_localhost_node_ports()?;
     }
-    let iptables = apply::Settings { mark: config.mark(), drop_invalid: !sysctl::conntrack_is_liberal() };
+    let iptables = apply::Settings { mark: config.masquerade_mark, drop_invalid: !sysctl::conntrack_is_liberal() };
     let pipelines = tools
         .into_iter()
         .map(|(family, tools)| {
@@ -110,12 +110,5 @@ async fn stop_signal() {
     tokio::select! {
         _ = term.recv() => {}
         _ = int.recv() => {}
-    }
-}
-
-impl Config {
-    /// The packet mark that asks for masquerading.
-    fn mark(&self) -> u32 {
-        1 << self.masquerade_bit.min(31)
     }
 }
