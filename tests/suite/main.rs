@@ -3,4 +3,5 @@
 
 mod golden;
 mod pipeline;
+mod recorded_calls;
 mod recordings;
