@@ -1,5 +1,8 @@
 //! Running other programs. Nothing else in ferrule starts a process.
 
+#[cfg(feature = "fixtures")]
+pub mod fake;
+
 use std::future::Future;
 use std::process::Stdio;
 use std::time::Duration;

@@ -10,5 +10,6 @@
 
 mod golden;
 mod pipeline;
+mod recorded_calls;
 mod recordings;
 mod tidy;

@@ -76,21 +76,28 @@ pub(crate) fn saved_text(directory: &str, family: IpFamily) -> String {
 /// Chains and rules of a saved text.
 pub(crate) fn saved_chains(text: &str) -> SavedChains {
     let mut chains = SavedChains::new();
+    for_each_saved(text, |saved| match saved {
+        Saved::Chain { table, name, .. } => {
+            assert!(chains.insert((table, name.into()), Vec::new()).is_none(), "{table} {name} twice");
+        }
+        Saved::Rule { table, chain, text } => {
+            let rules = chains.get_mut(&(table, chain.into())).expect("chains are declared before their rules");
+            rules.push(text.to_owned());
+        }
+        Saved::Commit(_) => {}
+    });
+    chains
+}
+
+/// Reads a saved text to its end.
+pub(crate) fn for_each_saved(text: &str, mut each: impl FnMut(Saved<'_>)) {
     let mut reader = SaveReader::default();
     for line in text.lines() {
-        match reader.line(line).unwrap() {
-            Some(Saved::Chain { table, name, .. }) => {
-                assert!(chains.insert((table, name.into()), Vec::new()).is_none(), "{table} {name} twice");
-            }
-            Some(Saved::Rule { table, chain, text }) => {
-                let rules = chains.get_mut(&(table, chain.into())).expect("chains are declared before their rules");
-                rules.push(text.to_owned());
-            }
-            Some(Saved::Commit(_)) | None => {}
+        if let Some(saved) = reader.line(line).unwrap() {
+            each(saved);
         }
     }
     reader.finish().unwrap();
-    chains
 }
 
 // === impl Objects ===

@@ -39,7 +39,7 @@ impl Rule {
     /// Reads the text after `-A CHAIN `. The family settles what the text leaves open: what a bare
     /// `-j REJECT` answers, how long an address without a length is.
     pub fn parse(text: &str, family: IpFamily) -> Result<Rule, ParseError> {
-        Parser::new(family).read(Words(text.chars().peekable()).map(Cow::Owned))
+        Parser::new(family).read(words(text).map(Cow::Owned))
     }
 
     /// The same from arguments already split, as `iptables -C CHAIN` takes them.
@@ -369,6 +369,10 @@ impl DraftTarget {
 
 /// Splits a line as `iptables-restore` does: at blanks, except within double quotes, where a
 /// backslash makes the next character an ordinary one.
+pub fn words(line: &str) -> impl Iterator<Item = String> {
+    Words(line.chars().peekable())
+}
+
 struct Words<'a>(std::iter::Peekable<std::str::Chars<'a>>);
 
 impl Iterator for Words<'_> {
