@@ -180,7 +180,8 @@ fn what_is_made_up_here_survives_the_kernel() {
         Node::run(tools, |node| {
             let all = Rules::recorded(&folder(tools, "base")).both(damage).both(foreign).both(foreign_first);
             node.restore(&all);
-            assert_eq!(all.differences(&node.rules()), "");
+            let actual = node.rules();
+            assert!(all == actual, "{}", all.differences(&actual));
         });
     }
 }
