@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 
 use crate::node::{Node, Tools};
-use crate::proxy::{Proxy, Source};
+use crate::objects::Objects;
+use crate::proxy::Proxy;
 use crate::recording::{Rules, config, folder, golden};
+use crate::source::Source;
 
 /// Files of `objects/` that the API server held in a configuration.
-pub fn object_files(case: &str) -> &'static [&'static str] {
+fn object_files(case: &str) -> &'static [&'static str] {
     match case {
         "large" => &["all.yaml", "large-extra.yaml"],
         _ => &["all.yaml"],
@@ -19,7 +21,18 @@ fn from_manifests(tools: Tools, case: &str) {
     let folder = folder(tools, case);
     let files = object_files(case).iter().map(|file| golden().join("objects").join(file)).collect();
     Node::run(tools, |node| {
-        let mut proxy = Proxy::start(node, &config(&folder), &Source::Manifests(files));
+        let mut proxy = Proxy::start(node, &config(&folder), &Source::Files(files));
+        proxy.wait_for(&Rules::recorded(&folder));
+    });
+}
+
+/// From an API server that holds the recorded objects.
+fn from_api(tools: Tools, case: &str) {
+    let folder = folder(tools, case);
+    let objects = Objects::recorded(object_files(case));
+    Node::run(tools, |node| {
+        let server = Source::api(node, &objects);
+        let mut proxy = Proxy::start(node, &config(&folder), &server);
         proxy.wait_for(&Rules::recorded(&folder));
     });
 }
@@ -39,6 +52,16 @@ macro_rules! configurations {
             #[test]
             fn nft_from_manifests() {
                 from_manifests(Tools::Nft, stringify!($case));
+            }
+
+            #[test]
+            fn legacy_from_api() {
+                from_api(Tools::Legacy, stringify!($case));
+            }
+
+            #[test]
+            fn nft_from_api() {
+                from_api(Tools::Nft, stringify!($case));
             }
         })*
     };

@@ -13,15 +13,19 @@
 )]
 #![allow(unreachable_pub, reason = "no module of a test can be reached from outside")]
 
+#[path = "../suite/api/server.rs"]
+mod fake_api;
 mod nfacct;
 mod node;
 mod objects;
 mod proxy;
 mod recording;
 mod saved;
+mod source;
 
 mod comparator;
 mod configurations;
 mod restores;
+mod samples;
 mod steps;
 mod takeover;

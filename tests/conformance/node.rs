@@ -131,12 +131,13 @@ impl Node {
         self.feed(&mut self.command("ip6tables-restore"), &rules.v6.to_restore());
     }
 
-    /// Whether the tools take this input of a restore, which is not applied.
+    /// Whether the tools take this input of a restore; first only as a test, then in earnest, over
+    /// empty tables. The kernel is asked only then.
     pub fn accepts(&self, program: &str, input: &str) -> Result<(), String> {
-        if !self.counters.replace(true) {
-            nfacct::NAMES.into_iter().for_each(nfacct::create);
-        }
-        offer(self.command(program).args(["--test", "--noflush"]), input)
+        self.restore(&Rules::empty());
+        offer(self.command(program).args(["--test", "--noflush"]), input)?;
+        assert_eq!(Rules::empty().differences(&self.rules()), "", "{program} --test did more than that");
+        offer(self.command(program).arg("--noflush"), input)
     }
 
     /// From now on, keeps what each restore is given.

@@ -47,7 +47,11 @@ impl Objects {
 
     /// A file of YAML documents.
     pub fn read(file: &Path) -> Objects {
-        let text = read(file);
+        Objects::parse(&read(file))
+    }
+
+    /// YAML documents.
+    pub fn parse(text: &str) -> Objects {
         let documents = text.split("---\n").filter(|document| !document.trim().is_empty());
         Objects(documents.map(|document| (Id::of(document), document.to_owned())).collect())
     }

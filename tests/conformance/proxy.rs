@@ -1,6 +1,5 @@
 //! A ferrule that runs on a [`Node`].
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -8,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::node::Node;
 use crate::recording::{Rules, read};
+use crate::source::Source;
 
 /// Rules that are not as expected are waited for this long.
 const DEADLINE: Duration = Duration::from_secs(90);
@@ -17,34 +17,12 @@ const STUCK: Duration = Duration::from_secs(20);
 
 const POLL: Duration = Duration::from_millis(50);
 
-/// Where the proxy gets its objects from.
-#[derive(Clone, Debug)]
-pub enum Source {
-    /// Files or folders.
-    Manifests(Vec<PathBuf>),
-    /// URL of an API server.
-    Api(String),
-}
-
 /// A running ferrule. It ends with this value, and at the latest with the thread that started it.
 #[derive(Debug)]
 pub struct Proxy<'a> {
     node: &'a Node,
     child: Child,
     log: PathBuf,
-}
-
-// === impl Source ===
-
-impl Source {
-    fn args(&self) -> Vec<OsString> {
-        match self {
-            Source::Manifests(paths) => {
-                paths.iter().flat_map(|path| [OsString::from("--manifests"), path.into()]).collect()
-            }
-            Source::Api(url) => vec![OsString::from("--master"), url.into()],
-        }
-    }
 }
 
 // === impl Proxy ===

@@ -55,6 +55,21 @@ impl Rules {
         Rules { v4: family("iptables-save.txt"), v6: family("ip6tables-save.txt") }
     }
 
+    /// Tables as the kernel has them at first.
+    pub fn empty() -> Rules {
+        let chains = [
+            ("mangle", ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"].as_slice()),
+            ("filter", &["INPUT", "FORWARD", "OUTPUT"]),
+            ("nat", &["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"]),
+        ];
+        let mut tables = Tables::default();
+        for (table, chain) in chains.into_iter().flat_map(|(table, chains)| chains.iter().map(move |c| (table, c))) {
+            tables.add_chain(table, chain, &[]);
+            tables.chain(table, chain).policy = "ACCEPT".to_owned();
+        }
+        Rules { v4: tables.clone(), v6: tables }
+    }
+
     /// Every way in which `actual` is not what is expected here; nothing if they are equal.
     pub fn differences(&self, actual: &Rules) -> String {
         let indent = |title: &str, text: String| match text.as_str() {

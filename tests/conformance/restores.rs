@@ -1,10 +1,13 @@
 //! What `iptables-restore` is given: only what has to change.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::node::{Node, Tools};
-use crate::objects::Objects;
-use crate::proxy::{Proxy, Source};
+use crate::objects::{Objects, Step};
+use crate::proxy::Proxy;
 use crate::recording::{Rules, config, folder};
-use crate::saved::Tables;
+use crate::saved::{Chain, Tables};
+use crate::source::Source;
 
 /// Chains that belong to one Service.
 const PER_SERVICE: [&str; 5] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-FW-", "KUBE-EXT-"];
@@ -22,6 +25,7 @@ spec:
   ports: [{name: http, protocol: TCP, port: 80}]
 ";
 
+/// Rules with those of the marker.
 fn with_marker(rules: &Rules) -> Rules {
     let mut rules = rules.clone();
     let add = |tables: &mut Tables, address: &str, icmp: &str| {
@@ -36,60 +40,147 @@ fn with_marker(rules: &Rules) -> Rules {
     rules
 }
 
-/// Lines of a restore's input that touch the chain of a Service: declare (which empties it), add
-/// to, insert into, delete from, flush or remove it. Jumps to it are something else.
-fn per_service_lines(input: &str) -> impl Iterator<Item = &str> {
-    input.lines().filter(|line| {
-        let chain = match line.strip_prefix(':') {
-            Some(declared) => declared,
-            None => line.strip_prefix('-').and_then(|line| line.split(' ').nth(1)).unwrap_or_default(),
-        };
-        PER_SERVICE.iter().any(|prefix| chain.starts_with(prefix))
+/// Chains that a restore's input touches: declares (which empties them), adds to, inserts into,
+/// deletes from, flushes or removes. Jumps to them are something else.
+fn touched(input: &str) -> impl Iterator<Item = &str> {
+    input.lines().filter_map(|line| match line.strip_prefix(':') {
+        Some(declared) => declared.split(' ').next(),
+        None => line.strip_prefix('-')?.split(' ').nth(1),
     })
 }
 
-/// Taking over rules that are right already writes no chain of any Service.
-fn right_rules_are_left_alone(tools: Tools) {
+/// Those of them that belong to one Service.
+fn services_touched(input: &str) -> BTreeSet<&str> {
+    touched(input).filter(|chain| PER_SERVICE.iter().any(|prefix| chain.starts_with(prefix))).collect()
+}
+
+/// Starts a proxy over rules that are right, and expects it to write no chain of any Service.
+fn check_left_alone(node: &Node, config: &str, recorded: &Rules) {
+    let source = Source::folder(node, &Objects::recorded(&["all.yaml"]));
+    node.log_restores();
+    let mut proxy = Proxy::start(node, config, &source);
+    // The rules are right from the beginning. That the first sync is over shows when changes made
+    // after the start have arrived, and gone again.
+    let marker = Objects::parse(MARKER);
+    source.take(&Step { name: "marker".to_owned(), applied: marker.clone(), deleted: Vec::new() });
+    proxy.wait_for_step(&with_marker(recorded), "the marker");
+    let deleted = marker.0.into_keys().collect();
+    source.take(&Step { name: "no marker".to_owned(), applied: Objects::default(), deleted });
+    proxy.wait_for_step(recorded, "the marker went");
+
+    let restores = node.restores();
+    assert!(!restores.is_empty(), "the marker came without a restore");
+    for (program, input) in restores {
+        assert_eq!(services_touched(&input), BTreeSet::new(), "{program} was given\n{input}");
+    }
+}
+
+/// Rules that a kube-proxy left.
+fn takeover(tools: Tools) {
     let folder = folder(tools, "base");
     let recorded = Rules::recorded(&folder);
     Node::run(tools, |node| {
-        let manifests = node.dir().join("manifests");
-        Objects::recorded(&["all.yaml"]).write(&manifests);
         node.restore(&recorded);
-        node.log_restores();
-        let mut proxy = Proxy::start(node, &config(&folder), &Source::Manifests(vec![manifests.clone()]));
-        // The rules are right from the beginning. That the first sync is over shows when changes
-        // made after the start have arrived, and gone again.
-        let marker = manifests.join("marker.yaml");
-        std::fs::write(&marker, MARKER).expect("write a manifest");
-        proxy.wait_for(&with_marker(&recorded));
-        std::fs::remove_file(&marker).expect("remove a manifest");
-        proxy.wait_for(&recorded);
-
-        let restores = node.restores();
-        assert!(!restores.is_empty(), "the marker came without a restore");
-        for (program, input) in restores {
-            let lines: Vec<&str> = per_service_lines(&input).collect();
-            assert!(lines.is_empty(), "{program} wrote chains of Services:\n{}", lines.join("\n"));
-        }
+        check_left_alone(node, &config(&folder), &recorded);
     });
+}
+
+/// Rules that ferrule left. It leaves them when it ends.
+fn restart(tools: Tools) {
+    let folder = folder(tools, "base");
+    let recorded = Rules::recorded(&folder);
+    Node::run(tools, |node| {
+        let source = Source::folder(node, &Objects::recorded(&["all.yaml"]));
+        let mut proxy = Proxy::start(node, &config(&folder), &source);
+        proxy.wait_for(&recorded);
+        proxy.stop();
+        assert_eq!(recorded.differences(&node.rules()), "", "after the end");
+        check_left_alone(node, &config(&folder), &recorded);
+    });
+}
+
+/// Each recorded step writes only chains of Services in which it changes a rule, shared chains
+/// rule by rule, and nothing at all in a family that it does not concern.
+fn steps(tools: Tools) {
+    let folder = folder(tools, "base");
+    let mut before = Rules::recorded(&folder);
+    Node::run(tools, |node| {
+        let source = Source::folder(node, &Objects::recorded(&["all.yaml"]));
+        let mut proxy = Proxy::start(node, &config(&folder), &source);
+        proxy.wait_for(&before);
+        node.log_restores();
+        let mut seen = 0;
+        for step in Step::recorded() {
+            source.take(&step);
+            let after = Rules::recorded(&folder.join("steps").join(&step.name));
+            proxy.wait_for_step(&after, &step.name);
+            let restores = node.restores();
+            for (program, input) in &restores[seen..] {
+                let (before, after) = match program.as_str() {
+                    "iptables-restore" => (&before.v4, &after.v4),
+                    _ => (&before.v6, &after.v6),
+                };
+                check_step(&step.name, before, after, input);
+            }
+            (before, seen) = (after, restores.len());
+        }
+        assert!(seen > 0, "twelve steps without a restore");
+    });
+}
+
+#[track_caller]
+fn check_step(step: &str, before: &Tables, after: &Tables, input: &str) {
+    assert!(before != after, "step {step} changes nothing in this family, but a restore was given\n{input}");
+    let (before, after) = (nat(before), nat(after));
+    for chain in services_touched(input) {
+        assert!(before.get(chain) != after.get(chain), "step {step} does not change {chain}, but writes it:\n{input}");
+    }
+    // Declaring a chain empties it.
+    let shared = |line: &&str| line.starts_with(":KUBE-") && services_touched(line).is_empty();
+    let rewritten: Vec<&str> = input.lines().filter(shared).collect();
+    assert!(rewritten.is_empty(), "step {step} rewrites shared chains: {rewritten:?}");
+}
+
+fn nat(tables: &Tables) -> &BTreeMap<String, Chain> {
+    &tables.0["nat"]
 }
 
 #[test]
 fn legacy_takeover_of_right_rules_writes_no_service() {
-    right_rules_are_left_alone(Tools::Legacy);
+    takeover(Tools::Legacy);
 }
 
 #[test]
 fn nft_takeover_of_right_rules_writes_no_service() {
-    right_rules_are_left_alone(Tools::Nft);
+    takeover(Tools::Nft);
 }
 
 #[test]
-fn lines_of_services_are_recognised() {
+fn legacy_restart_writes_no_service() {
+    restart(Tools::Legacy);
+}
+
+#[test]
+fn nft_restart_writes_no_service() {
+    restart(Tools::Nft);
+}
+
+#[test]
+fn legacy_steps_write_what_changes() {
+    steps(Tools::Legacy);
+}
+
+#[test]
+fn nft_steps_write_what_changes() {
+    steps(Tools::Nft);
+}
+
+#[test]
+fn touched_chains_are_recognised() {
     let own = ":KUBE-SVC-A - [0:0]\n-A KUBE-SEP-A -j X\n-X KUBE-FW-A\n-D KUBE-EXT-A 1\n-F KUBE-SVL-A";
-    assert_eq!(per_service_lines(own).count(), 5);
-    let others =
-        "*nat\n:KUBE-SERVICES - [0:0]\n-A KUBE-SERVICES -j KUBE-SVC-A\n-I KUBE-NODEPORTS 1 -j KUBE-EXT-A\nCOMMIT";
-    assert_eq!(per_service_lines(others).count(), 0);
+    let chains = ["KUBE-EXT-A", "KUBE-FW-A", "KUBE-SEP-A", "KUBE-SVC-A", "KUBE-SVL-A"];
+    assert_eq!(services_touched(own), BTreeSet::from(chains));
+    let others = "*nat\n:KUBE-SERVICES - [0:0]\n-A KUBE-SERVICES -j KUBE-SVC-A\n-I KUBE-NODEPORTS 1 -j KUBE-EXT-A\n";
+    assert_eq!(services_touched(others), BTreeSet::new());
+    assert_eq!(touched(others).collect::<Vec<_>>(), ["KUBE-SERVICES", "KUBE-SERVICES", "KUBE-NODEPORTS"]);
 }

@@ -3,34 +3,34 @@
 
 use crate::node::{Node, Tools};
 use crate::objects::{Objects, Step};
-use crate::proxy::{Proxy, Source};
+use crate::proxy::Proxy;
 use crate::recording::{Rules, config, folder};
+use crate::source::{Make, Source};
 
 /// All steps, one after the other.
-fn incremental_from_manifests(tools: Tools) {
+fn one_by_one(tools: Tools, make: Make) {
     let folder = folder(tools, "base");
     Node::run(tools, |node| {
-        let manifests = node.dir().join("manifests");
-        Objects::recorded(&["all.yaml"]).write(&manifests);
-        let mut proxy = Proxy::start(node, &config(&folder), &Source::Manifests(vec![manifests.clone()]));
+        let source = make(node, &Objects::recorded(&["all.yaml"]));
+        let mut proxy = Proxy::start(node, &config(&folder), &source);
         proxy.wait_for(&Rules::recorded(&folder));
         for step in Step::recorded() {
-            step.write(&manifests);
+            source.take(&step);
             proxy.wait_for_step(&Rules::recorded(&folder.join("steps").join(&step.name)), &step.name);
         }
     });
 }
 
-/// A fresh start with the objects as they are after step `last`.
-fn fresh_from_manifests(tools: Tools, last: usize) {
+/// Fresh starts with the objects as they are after some of the steps.
+fn fresh(tools: Tools, make: Make) {
     let folder = folder(tools, "base");
-    Node::run(tools, |node| {
-        let manifests = node.dir().join("manifests");
-        let (objects, step) = objects_after(last);
-        objects.write(&manifests);
-        let mut proxy = Proxy::start(node, &config(&folder), &Source::Manifests(vec![manifests]));
-        proxy.wait_for_step(&Rules::recorded(&folder.join("steps").join(&step)), &step);
-    });
+    for last in [4, 8, 12] {
+        Node::run(tools, |node| {
+            let (objects, step) = objects_after(last);
+            let mut proxy = Proxy::start(node, &config(&folder), &make(node, &objects));
+            proxy.wait_for_step(&Rules::recorded(&folder.join("steps").join(&step)), &step);
+        });
+    }
 }
 
 /// The objects after step `last` (from 1), and its name.
@@ -49,21 +49,41 @@ fn there_are_twelve_steps() {
 }
 
 #[test]
-fn legacy_step_by_step_from_manifests() {
-    incremental_from_manifests(Tools::Legacy);
+fn legacy_one_by_one_from_manifests() {
+    one_by_one(Tools::Legacy, Source::folder);
 }
 
 #[test]
-fn nft_step_by_step_from_manifests() {
-    incremental_from_manifests(Tools::Nft);
+fn nft_one_by_one_from_manifests() {
+    one_by_one(Tools::Nft, Source::folder);
 }
 
 #[test]
-fn legacy_fresh_starts_in_between() {
-    [4, 8, 12].into_iter().for_each(|last| fresh_from_manifests(Tools::Legacy, last));
+fn legacy_one_by_one_from_api() {
+    one_by_one(Tools::Legacy, Source::api);
 }
 
 #[test]
-fn nft_fresh_starts_in_between() {
-    [4, 8, 12].into_iter().for_each(|last| fresh_from_manifests(Tools::Nft, last));
+fn nft_one_by_one_from_api() {
+    one_by_one(Tools::Nft, Source::api);
+}
+
+#[test]
+fn legacy_fresh_from_manifests() {
+    fresh(Tools::Legacy, Source::folder);
+}
+
+#[test]
+fn nft_fresh_from_manifests() {
+    fresh(Tools::Nft, Source::folder);
+}
+
+#[test]
+fn legacy_fresh_from_api() {
+    fresh(Tools::Legacy, Source::api);
+}
+
+#[test]
+fn nft_fresh_from_api() {
+    fresh(Tools::Nft, Source::api);
 }

@@ -2,9 +2,10 @@
 //! become the recorded ones; the rules of others stay as they are, where they are.
 
 use crate::node::{Node, Tools};
-use crate::proxy::{Proxy, Source};
+use crate::proxy::Proxy;
 use crate::recording::{Rules, config, folder, golden};
 use crate::saved::Tables;
+use crate::source::Source;
 
 /// Starts ferrule with the configuration `base` over the rules of configuration `case`, changed by
 /// `left`, and expects the rules of `base`, changed by `expected`.
@@ -13,7 +14,7 @@ fn check(tools: Tools, case: &str, left: impl Fn(&mut Tables) + Sync, expected: 
     let files = vec![golden().join("objects/all.yaml")];
     Node::run(tools, |node| {
         node.restore(&Rules::recorded(&folder(tools, case)).both(&left));
-        let mut proxy = Proxy::start(node, &config(&base), &Source::Manifests(files));
+        let mut proxy = Proxy::start(node, &config(&base), &Source::Files(files));
         proxy.wait_for_step(&Rules::recorded(&base).both(&expected), case);
     });
 }
@@ -56,8 +57,8 @@ fn rules_of_others_before_a_first_start() {
         let base = folder(tools, "base");
         let files = vec![golden().join("objects/all.yaml")];
         Node::run(tools, |node| {
-            node.restore(&empty().both(foreign));
-            let mut proxy = Proxy::start(node, &config(&base), &Source::Manifests(files));
+            node.restore(&Rules::empty().both(foreign));
+            let mut proxy = Proxy::start(node, &config(&base), &Source::Files(files));
             proxy.wait_for(&Rules::recorded(&base).both(foreign));
         });
     }
@@ -76,16 +77,6 @@ fn rules_of_others_beside_rules_taken_over() {
         foreign_first(tables);
     };
     Tools::ALL.into_iter().for_each(|tools| check(tools, "base", left, expected));
-}
-
-/// Tables as the kernel has them at first.
-fn empty() -> Rules {
-    let kernel = |text: &str| Tables::parse(text);
-    let text = "*mangle\n:PREROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n\
-        :POSTROUTING ACCEPT [0:0]\nCOMMIT\n*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n\
-        :OUTPUT ACCEPT [0:0]\nCOMMIT\n*nat\n:PREROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n\
-        :POSTROUTING ACCEPT [0:0]\nCOMMIT\n";
-    Rules { v4: kernel(text), v6: kernel(text) }
 }
 
 /// What an unlucky past may leave: chains and rules of Services that are gone, rules too many, too
