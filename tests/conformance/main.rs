@@ -25,6 +25,7 @@ mod source;
 
 mod comparator;
 mod configurations;
+mod faults;
 mod restores;
 mod samples;
 mod steps;

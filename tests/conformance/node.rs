@@ -110,10 +110,15 @@ impl Node {
         self.dir.path()
     }
 
+    /// The lock of the legacy tools. The host's own is not theirs.
+    pub fn lock_file(&self) -> PathBuf {
+        self.dir().join("xtables.lock")
+    }
+
     /// A program that finds this variant of the tools under their plain names.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
-        command.env("PATH", self.path()).env("XTABLES_LOCKFILE", self.dir().join("xtables.lock"));
+        command.env("PATH", self.path()).env("XTABLES_LOCKFILE", self.lock_file());
         command
     }
 
@@ -140,23 +145,38 @@ impl Node {
         offer(self.command(program).arg("--noflush"), input)
     }
 
+    /// Puts a shell script in the place of a tool. In it, `$real` is the tool; its parent process
+    /// is the proxy.
+    pub fn wrap(&self, program: &str, script: &str) {
+        let (plain, real) = (self.bin().join(program), self.dir().join("real").join(program));
+        std::fs::create_dir_all(self.dir().join("real")).expect("a folder for the tools");
+        if !real.exists() {
+            std::fs::rename(&plain, &real).expect("move a link");
+        }
+        // Replaced at once: a proxy may be about to start it.
+        let new = self.dir().join("new-script");
+        std::fs::write(&new, format!("#!/bin/sh\nreal={}\n{script}\n", real.display())).expect("write a script");
+        std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o755)).expect("make it executable");
+        std::fs::rename(&new, &plain).expect("replace a tool");
+    }
+
+    /// Takes the script of [`Node::wrap`] away.
+    pub fn unwrap(&self, program: &str) {
+        std::fs::rename(self.dir().join("real").join(program), self.bin().join(program)).expect("move a link back");
+    }
+
     /// From now on, keeps what each restore is given.
     pub fn log_restores(&self) {
         let log = self.dir().join("restores");
         std::fs::create_dir(&log).expect("a folder for the log");
-        for program in PROGRAMS.iter().filter(|program| program.ends_with("-restore")) {
-            let (plain, real) = (self.bin().join(program), self.dir().join("real").join(program));
-            std::fs::create_dir_all(self.dir().join("real")).expect("a folder for the tools");
-            std::fs::rename(&plain, &real).expect("move a link");
+        for program in ["iptables-restore", "ip6tables-restore"] {
             // Inputs are first written under a name that a reader does not see yet.
             let script = format!(
-                "#!/bin/sh\nset -e\nname=$(date +%s%N)-$$-{program}\ncat >{log}/.$name\n\
-                 mv {log}/.$name {log}/$name\nexec {real} \"$@\" <{log}/$name\n",
+                "set -e\nname=$(date +%s%N)-$$-{program}\ncat >{log}/.$name\nmv {log}/.$name {log}/$name\n\
+                 exec $real \"$@\" <{log}/$name",
                 log = log.display(),
-                real = real.display(),
             );
-            std::fs::write(&plain, script).expect("write a script");
-            std::fs::set_permissions(&plain, std::fs::Permissions::from_mode(0o755)).expect("make it executable");
+            self.wrap(program, &script);
         }
     }
 

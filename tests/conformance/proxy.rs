@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::node::Node;
@@ -62,24 +62,53 @@ impl<'a> Proxy<'a> {
     /// As [`Proxy::wait_for`].
     #[track_caller]
     pub fn wait_for_step(&mut self, expected: &Rules, step: &str) {
+        if let Some(status) = self.wait(expected, step) {
+            let differences = expected.differences(&self.node.rules());
+            panic!("after {step}, ferrule ended ({status}); the rules:\n{differences}{}", self.end_of_log());
+        }
+    }
+
+    /// Waits until the rules are the expected ones, or the proxy ends: whether it ended.
+    ///
+    /// # Panics
+    /// If neither happens in time.
+    #[track_caller]
+    pub fn wait_for_or_end(&mut self, expected: &Rules) -> bool {
+        self.wait(expected, "the start").is_some()
+    }
+
+    /// Waits until something has happened.
+    ///
+    /// # Panics
+    /// If it does not happen in time, or the proxy ends.
+    #[track_caller]
+    pub fn wait_until(&mut self, what: &str, happened: impl Fn() -> bool) {
+        let deadline = Instant::now() + DEADLINE;
+        while !happened() {
+            let ended = self.child.try_wait().expect("ask for the proxy's state");
+            assert!(ended.is_none(), "ferrule ended before {what}{}", self.end_of_log());
+            assert!(Instant::now() < deadline, "in vain waited until {what}{}", self.end_of_log());
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Waits until the rules are the expected ones, or the proxy ends: how it ended.
+    #[track_caller]
+    fn wait(&mut self, expected: &Rules, step: &str) -> Option<ExitStatus> {
         let begin = Instant::now();
         let (mut since, mut previous) = (begin, None);
         loop {
             let ended = self.child.try_wait().expect("ask for the proxy's state");
-            let actual = self.node.rules();
-            let differences = expected.differences(&actual);
-            if let Some(status) = ended {
-                panic!("after {step}, ferrule ended ({status}); the rules:\n{differences}{}", self.end_of_log());
-            }
-            if differences.is_empty() {
-                return;
+            let differences = expected.differences(&self.node.rules());
+            if ended.is_some() || differences.is_empty() {
+                return ended;
             }
             let now = Instant::now();
             if previous.as_ref() != Some(&differences) {
                 (since, previous) = (now, Some(differences.clone()));
             }
             if now - since > STUCK || now - begin > DEADLINE {
-                panic!("after {step}, the rules are not the recorded ones:\n{differences}{}", self.end_of_log());
+                panic!("after {step}, the rules are not as expected:\n{differences}{}", self.end_of_log());
             }
             std::thread::sleep(POLL);
         }

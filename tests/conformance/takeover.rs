@@ -81,7 +81,7 @@ fn rules_of_others_beside_rules_taken_over() {
 
 /// What an unlucky past may leave: chains and rules of Services that are gone, rules too many, too
 /// few and in the wrong order in those that are there, a canary and a jump removed.
-fn damage(tables: &mut Tables) {
+pub fn damage(tables: &mut Tables) {
     // A Service that is gone, with everything that led to it.
     tables.add_chain("nat", "KUBE-SEP-AAAAAAAAAAAAAAAA", &["-m comment --comment \"g/gone:http\" -j KUBE-MARK-MASQ"]);
     tables.add_chain("nat", "KUBE-SVC-AAAAAAAAAAAAAAAA", &["-j KUBE-SEP-AAAAAAAAAAAAAAAA"]);
@@ -128,7 +128,7 @@ fn damage(tables: &mut Tables) {
 }
 
 /// Rules of others, after those of the proxy.
-fn foreign(tables: &mut Tables) {
+pub fn foreign(tables: &mut Tables) {
     for table in ["mangle", "nat", "filter"] {
         tables.add_chain(table, "KUBE-KUBELET-CANARY", &[]);
     }
