@@ -1,6 +1,5 @@
 //! A network namespace that looks like the node of the recordings.
 
-use std::cell::Cell;
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -28,7 +27,6 @@ pub struct Node {
     /// Holds `bin`, the log of restores, the lock file of the legacy tools and the files tests
     /// make.
     dir: tempfile::TempDir,
-    counters: Cell<bool>,
 }
 
 /// What the node of the recordings had. `d0` was a dummy link; not every kernel has those.
@@ -93,7 +91,7 @@ impl Node {
                 #[expect(deprecated, reason = "its successor is unsafe because of flags that are not used here")]
                 rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET)
                     .expect("make a network namespace: the conformance tests must run as root");
-                let node = Node { tools, dir: tempfile::tempdir().expect("a folder"), counters: Cell::new(false) };
+                let node = Node { tools, dir: tempfile::tempdir().expect("a folder") };
                 node.link_programs();
                 node.feed(node.command("ip").args(["-batch", "-"]), LINKS);
                 work(&node);
@@ -129,9 +127,7 @@ impl Node {
 
     /// Replaces all tables that `rules` mentions.
     pub fn restore(&self, rules: &Rules) {
-        if !self.counters.replace(true) {
-            nfacct::NAMES.into_iter().for_each(nfacct::create);
-        }
+        nfacct::NAMES.into_iter().for_each(nfacct::create);
         self.feed(&mut self.command("iptables-restore"), &rules.v4.to_restore());
         self.feed(&mut self.command("ip6tables-restore"), &rules.v6.to_restore());
     }
