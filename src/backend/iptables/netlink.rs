@@ -50,7 +50,11 @@ impl Counters {
 fn ensure(name: &str) -> std::io::Result<bool> {
     match request(GET, NLM_F_REQUEST, name)? {
         0 => Ok(true),
-        ENOENT => Ok(request(NEW, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_ACK, name)? == 0),
+        ENOENT => {
+            let made = request(NEW, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_ACK, name)? == 0;
+            // Counters know no family: the other one's pipeline may have been quicker.
+            Ok(made || request(GET, NLM_F_REQUEST, name)? == 0)
+        }
         _ => Ok(false),
     }
 }

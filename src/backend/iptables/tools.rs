@@ -82,9 +82,13 @@ impl<R: Run> Tools<R> {
         })?;
         let args = ["-w", "5", "-S", "POSTROUTING", "-t", "nat"];
         let output = tools.run.run(Command::new(tools.program(""), &args), &mut |_| {}).await?;
-        match output.success() {
-            true => Ok(tools),
-            false => Err(tools.failed(&format!("{} {}", tools.program(""), args.join(" ")), &output)),
+        if output.success() {
+            return Ok(tools);
+        }
+        match tools.failed(&format!("{} {}", tools.program(""), args.join(" ")), &output) {
+            // Whoever holds the lock works on these very tables: they are there.
+            ApplyError::Busy { .. } => Ok(tools),
+            error => Err(error),
         }
     }
 

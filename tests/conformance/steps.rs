@@ -1,0 +1,89 @@
+//! Changes of objects one after the other, to one running ferrule; and a start with the objects as
+//! they are after some of them.
+
+use crate::node::{Node, Tools};
+use crate::objects::{Objects, Step};
+use crate::proxy::Proxy;
+use crate::recording::{Rules, config, folder};
+use crate::source::{Make, Source};
+
+/// All steps, one after the other.
+fn one_by_one(tools: Tools, make: Make) {
+    let folder = folder(tools, "base");
+    Node::run(tools, |node| {
+        let source = make(node, &Objects::recorded(&["all.yaml"]));
+        let mut proxy = Proxy::start(node, &config(&folder), &source);
+        proxy.wait_for(&Rules::recorded(&folder));
+        for step in Step::recorded() {
+            source.take(&step);
+            proxy.wait_for_step(&Rules::recorded(&folder.join("steps").join(&step.name)), &step.name);
+        }
+    });
+}
+
+/// Fresh starts with the objects as they are after some of the steps.
+fn fresh(tools: Tools, make: Make) {
+    let folder = folder(tools, "base");
+    for last in [4, 8, 12] {
+        Node::run(tools, |node| {
+            let (objects, step) = objects_after(last);
+            let mut proxy = Proxy::start(node, &config(&folder), &make(node, &objects));
+            proxy.wait_for_step(&Rules::recorded(&folder.join("steps").join(&step)), &step);
+        });
+    }
+}
+
+/// The objects after step `last` (from 1), and its name.
+fn objects_after(last: usize) -> (Objects, String) {
+    let mut objects = Objects::recorded(&["all.yaml"]);
+    let steps = Step::recorded();
+    let taken = steps.get(..last).unwrap_or_else(|| panic!("{} steps are recorded", steps.len()));
+    taken.iter().for_each(|step| objects.take(step));
+    (objects, taken.last().expect("a step").name.clone())
+}
+
+#[test]
+fn there_are_twelve_steps() {
+    let names: Vec<String> = Step::recorded().into_iter().map(|step| step.name).collect();
+    assert_eq!(names.len(), 12, "{names:?}");
+}
+
+#[test]
+fn legacy_one_by_one_from_manifests() {
+    one_by_one(Tools::Legacy, Source::folder);
+}
+
+#[test]
+fn nft_one_by_one_from_manifests() {
+    one_by_one(Tools::Nft, Source::folder);
+}
+
+#[test]
+fn legacy_one_by_one_from_api() {
+    one_by_one(Tools::Legacy, Source::api);
+}
+
+#[test]
+fn nft_one_by_one_from_api() {
+    one_by_one(Tools::Nft, Source::api);
+}
+
+#[test]
+fn legacy_fresh_from_manifests() {
+    fresh(Tools::Legacy, Source::folder);
+}
+
+#[test]
+fn nft_fresh_from_manifests() {
+    fresh(Tools::Nft, Source::folder);
+}
+
+#[test]
+fn legacy_fresh_from_api() {
+    fresh(Tools::Legacy, Source::api);
+}
+
+#[test]
+fn nft_fresh_from_api() {
+    fresh(Tools::Nft, Source::api);
+}
