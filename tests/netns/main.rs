@@ -40,4 +40,8 @@ macro_rules! matrix {
     };
 }
 
+mod acceptance;
+mod balancing;
+mod doors;
+mod refusal;
 mod self_check;
