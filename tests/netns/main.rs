@@ -1,7 +1,17 @@
 //! Real packets: the built binary in network namespaces, with real connections, real connection
 //! tracking and the real iptables programs. See README.md beside this file.
-#![allow(clippy::cast_possible_truncation, reason = "a test that truncates fails")]
-#![allow(missing_docs, reason = "test functions say what they are by their names")]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "all of this crate is a test: what goes wrong is to end it"
+)]
 
 mod objects;
 mod proxy;

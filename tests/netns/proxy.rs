@@ -131,7 +131,8 @@ impl<'w> Proxy<'w> {
         // Ends with this process, even if that one is killed.
         let mut command = Command::new("setpriv");
         command
-            .args(["--pdeathsig", "KILL", "--", env!("CARGO_BIN_EXE_ferrule")])
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(binary())
             .arg("--config")
             .arg(&file)
             .arg("--manifests")
@@ -143,7 +144,8 @@ impl<'w> Proxy<'w> {
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .process_group(0);
-        let child = world.node.run_on_keeper(move || command.spawn()).expect("setpriv (package util-linux) starts");
+        let child =
+            world.node.run_on_keeper(move || command.spawn()).expect("setpriv (package util-linux) is to start");
         Proxy { world, child }
     }
 
@@ -198,6 +200,11 @@ impl Drop for Proxy<'_> {
         let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
         let _ = self.child.wait();
     }
+}
+
+/// The binary under test: the one built with these tests, or `FERRULE_NETNS_BINARY`.
+fn binary() -> PathBuf {
+    std::env::var_os("FERRULE_NETNS_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_ferrule").into(), PathBuf::from)
 }
 
 fn manifests(world: &World) -> PathBuf {
