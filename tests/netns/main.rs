@@ -1,0 +1,57 @@
+//! Real packets: the built binary in network namespaces, with real connections, real connection
+//! tracking and the real iptables programs. See README.md beside this file.
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "all of this crate is a test: what goes wrong is to end it"
+)]
+
+mod objects;
+mod proxy;
+mod rules;
+mod tools;
+mod traffic;
+mod world;
+
+/// Makes four tests out of each function: for both kinds of iptables programs and both families.
+macro_rules! matrix {
+    ($($name:ident),* $(,)?) => {
+        $(mod $name {
+            use crate::tools::Variant;
+            use crate::world::{Case, Family};
+
+            #[test]
+            fn legacy_ipv4() {
+                super::$name(Case { variant: Variant::Legacy, family: Family::V4 });
+            }
+
+            #[test]
+            fn legacy_ipv6() {
+                super::$name(Case { variant: Variant::Legacy, family: Family::V6 });
+            }
+
+            #[test]
+            fn nft_ipv4() {
+                super::$name(Case { variant: Variant::Nft, family: Family::V4 });
+            }
+
+            #[test]
+            fn nft_ipv6() {
+                super::$name(Case { variant: Variant::Nft, family: Family::V6 });
+            }
+        })*
+    };
+}
+
+mod acceptance;
+mod balancing;
+mod doors;
+mod refusal;
+mod self_check;

@@ -1,0 +1,242 @@
+//! The built binary, as it runs on node A.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use serde_json::{Value, json};
+
+use crate::objects::{Objects, Service};
+use crate::rules::Rules;
+use crate::traffic::Proto;
+use crate::world::{Fabric, Family, Node, World, eventually};
+
+/// How long a loaded machine may take for a change to reach the kernel.
+pub const LONG: Duration = Duration::from_secs(60);
+
+/// What the proxy is configured with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How it knows local pods.
+    pub detector: Detector,
+    /// `masqueradeAll`.
+    pub masquerade_all: bool,
+    /// `syncPeriod`.
+    pub sync_period: &'static str,
+    /// `nodePortAddresses`.
+    pub node_port_addresses: Vec<String>,
+}
+
+/// How local pods are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detector {
+    /// Not at all.
+    None,
+    /// By `clusterCIDR`.
+    ClusterCidr,
+    /// By the Node's `podCIDRs`.
+    NodeCidr,
+    /// By the bridge they come through.
+    Bridge,
+    /// By the beginning of their interfaces' names.
+    InterfacePrefix,
+}
+
+/// A running proxy.
+pub struct Proxy<'w> {
+    world: &'w World,
+    child: Child,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            detector: Detector::ClusterCidr,
+            masquerade_all: false,
+            sync_period: "30s",
+            node_port_addresses: Vec::new(),
+        }
+    }
+}
+
+// === impl Detector ===
+
+impl Detector {
+    /// How pods must be connected for it.
+    pub fn fabric(self) -> Fabric {
+        match self {
+            Detector::InterfacePrefix => Fabric::Routed,
+            _ => Fabric::Bridge,
+        }
+    }
+}
+
+// === impl Config ===
+
+impl Config {
+    fn file(&self) -> Value {
+        let mut file = json!({
+            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+            "kind": "KubeProxyConfiguration",
+            "mode": "iptables",
+            "iptables": {
+                "masqueradeAll": self.masquerade_all,
+                "syncPeriod": self.sync_period,
+                // The tests wait for changes, not for pauses between them.
+                "minSyncPeriod": "10ms",
+            },
+            "nodePortAddresses": self.node_port_addresses,
+            // The limits of the connection table belong to the host.
+            "conntrack": {"maxPerCore": 0, "min": 0},
+            "oomScoreAdj": 0,
+            "logging": {"verbosity": 4},
+        });
+        match self.detector {
+            Detector::None => {}
+            Detector::ClusterCidr => file["clusterCIDR"] = json!(Family::BOTH.map(Family::cluster_cidr).join(",")),
+            Detector::NodeCidr => file["detectLocalMode"] = json!("NodeCIDR"),
+            Detector::Bridge => {
+                file["detectLocalMode"] = json!("BridgeInterface");
+                file["detectLocal"] = json!({"bridgeInterface": "cni0"});
+            }
+            Detector::InterfacePrefix => {
+                file["detectLocalMode"] = json!("InterfaceNamePrefix");
+                file["detectLocal"] = json!({"interfaceNamePrefix": "veth-"});
+            }
+        }
+        file
+    }
+}
+
+// === impl Proxy ===
+
+impl<'w> Proxy<'w> {
+    /// Starts the proxy with these objects and waits until they are in the kernel.
+    pub fn start(world: &'w World, config: &Config, objects: &Objects) -> Proxy<'w> {
+        let marker = write(world, objects);
+        let proxy = Proxy::launch(world, config);
+        proxy.settled(&marker);
+        proxy
+    }
+
+    /// Starts it with the objects that were written last, and does not wait.
+    pub fn launch(world: &'w World, config: &Config) -> Proxy<'w> {
+        let file = world.dir().join("config.json");
+        fs::write(&file, serde_json::to_vec_pretty(&config.file()).unwrap()).unwrap();
+        let log = File::options().create(true).append(true).open(world.log_path()).unwrap();
+        // Ends with this process, even if that one is killed.
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(binary())
+            .arg("--config")
+            .arg(&file)
+            .arg("--manifests")
+            .arg(manifests(world))
+            .args(["--hostname-override", Node::A.name()])
+            .env("PATH", world.tools.path_variable())
+            .env("XTABLES_LOCKFILE", world.tools.lock_file())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .process_group(0);
+        let child =
+            world.node.run_on_keeper(move || command.spawn()).expect("setpriv (package util-linux) is to start");
+        Proxy { world, child }
+    }
+
+    /// Changes the objects and waits until the change is in the kernel.
+    #[track_caller]
+    pub fn apply(&self, objects: &Objects) {
+        let marker = write(self.world, objects);
+        self.settled(&marker);
+    }
+
+    /// Waits until the rules for a marker Service are there and nothing changes any more.
+    #[track_caller]
+    fn settled(&self, marker: &Service) {
+        let family = self.world.family();
+        let text = format!("\"{} cluster IP\"", marker.port(Proto::Tcp));
+        eventually(LONG, &format!("the rules for {text} are in the kernel"), || {
+            assert!(self.running(), "ferrule ended, see its log");
+            Rules::read(self.world, family).has("nat", "KUBE-SERVICES", &text).then_some(())
+        });
+        quiet(self.world);
+    }
+
+    /// Whether it still runs.
+    pub fn running(&self) -> bool {
+        let pid = Pid::from_child(&self.child);
+        // A zombie counts as ended; asking must not reap it, or its id could be somebody else's.
+        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it as a crash does, alone: programs that it has started run on.
+    pub fn crash(mut self) {
+        kill_process(Pid::from_child(&self.child), Signal::KILL).unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Waits until it has been ended by somebody else.
+    #[track_caller]
+    pub fn crashed(mut self) {
+        eventually(LONG, "ferrule is killed", || self.child.try_wait().unwrap());
+    }
+}
+
+impl Drop for Proxy<'_> {
+    fn drop(&mut self) {
+        // With what it has started; gone already is fine.
+        let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+        let _ = self.child.wait();
+    }
+}
+
+/// The binary under test: the one built with these tests, or `FERRULE_NETNS_BINARY`.
+fn binary() -> PathBuf {
+    std::env::var_os("FERRULE_NETNS_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_ferrule").into(), PathBuf::from)
+}
+
+fn manifests(world: &World) -> PathBuf {
+    let dir = world.dir().join("manifests");
+    fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
+/// Writes the objects and a Service that no earlier call has written.
+pub fn write(world: &World, objects: &Objects) -> Service {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    // Sorts last, has no endpoint of interest, and is of no use to anybody.
+    let name = format!("zz-marker-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+    let mut marker = Service::new(world, &name, 9_999, &[]);
+    marker.protocols = vec![Proto::Tcp];
+    marker.endpoints = vec![crate::objects::Endpoint::ready(&world.pods[0], world.family())];
+    let mut all = objects.clone();
+    all.services.push(marker.clone());
+    all.write(&manifests(world));
+    marker
+}
+
+/// Waits until the rules have not changed for a while.
+pub fn quiet(world: &World) {
+    const WHILE: Duration = Duration::from_millis(250);
+    let read = || Family::BOTH.map(|family| Rules::read(world, family));
+    let (mut last, mut since) = (read(), Instant::now());
+    eventually(LONG, "the rules stop changing", || {
+        let now = read();
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        (since.elapsed() >= WHILE).then_some(())
+    });
+}
