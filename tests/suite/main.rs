@@ -1,1 +1,3 @@
 //! Tests that need no privilege and no kernel: one fast binary.
+
+mod api;
