@@ -20,7 +20,8 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let flags = match parsed.invocation {
         Invocation::Proxy(flags) => flags,
         Invocation::Print(text) => return print(&text),
-        Invocation::Render { .. } | Invocation::Demo { .. } => return fail(&"Error: this subcommand is not built yet"),
+        Invocation::Render { flags, ip_family } => return render::main(&flags, ip_family),
+        Invocation::Demo { .. } => return fail(&"Error: this subcommand is not built yet"),
     };
     let loaded = config::load(&flags);
     let logging = loaded.config.as_ref().ok().map(|config| &config.logging);
@@ -45,6 +46,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
+/// Says why it did not work, for an exit code of 1.
 fn fail(error: &dyn Display) -> ExitCode {
     say(&error.to_string());
     ExitCode::FAILURE

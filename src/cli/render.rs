@@ -1,15 +1,57 @@
 //! `ferrule render`: the rules a first full sync would give to the kernel, without touching it.
 
 use std::collections::BTreeMap;
+use std::process::ExitCode;
 use std::sync::Arc;
+
+use super::{fail, print, say};
 
 use crate::backend::iptables::apply::{self, first_input};
 use crate::backend::iptables::netlink::Counters;
 use crate::cluster::{ClusterState, Event};
+use crate::config::flags::Flags;
+use crate::config::{self, ProxyMode};
 use crate::model::Node;
 use crate::net::IpFamily;
 use crate::plan::Plan;
 use crate::plan::build::{PlanContext, Settings, node_plan};
+use crate::source::manifests;
+
+/// Prints the rules of the given family, or of both. Files that cannot be used are named on
+/// standard error and make the exit code 1, while the rules of all others are still printed.
+pub fn main(flags: &Flags, family: Option<IpFamily>) -> ExitCode {
+    let loaded = config::load(flags);
+    loaded.warnings.iter().for_each(|line| say(line));
+    let config = match loaded.config {
+        Ok(config) => config,
+        Err(error) => return fail(&format!("Error: {error}")),
+    };
+    if config.mode != ProxyMode::Iptables {
+        return fail(&format!("Error: rules of mode {} cannot be rendered yet: there is iptables only", config.mode));
+    }
+    if config.manifests.is_empty() {
+        return fail(
+            &"Error: render needs --manifests PATH: a file or directory of Services, EndpointSlices and the Node",
+        );
+    }
+    let manifests = manifests::load(&config.manifests, &config.planning.node_name);
+    manifests.duplicates.iter().for_each(|duplicate| say(&format!("Warning: {duplicate}")));
+    manifests.broken.iter().for_each(|error| say(&format!("Error: {error}")));
+    let problems = manifests.events.iter().filter_map(|event| match event {
+        Event::Problem(problem) => Some(problem),
+        _ => None,
+    });
+    problems.for_each(|problem| say(&format!("Warning: {problem}")));
+    let iptables = apply::Settings { mark: config.masquerade_mark, drop_invalid: !config.conntrack.tcp_be_liberal };
+    for family in IpFamily::BOTH.into_iter().filter(|each| family.is_none_or(|only| only == *each)) {
+        print(&format!("# {family}\n"));
+        print(&self::iptables(manifests.events.iter().cloned(), &config.planning, &iptables, family));
+    }
+    match manifests.broken.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
 
 /// Input of `iptables-restore --noflush` (`ip6tables-restore` for IPv6) that programs all Services
 /// into an empty kernel. Assumes a node whose interfaces hold the addresses of its Node object, and

@@ -57,7 +57,10 @@ const V4: Families = Families::Only(IpFamily::V4);
 fn endpoints(state: &ClusterState, name: &str) -> Vec<String> {
     let (_, slices) = state.service(&ServiceName::new("ns", name)).expect("the Service is known");
     let merged = endpoints_of(slices.of_family(IpFamily::V4), "", Protocol::Tcp);
-    merged.iter().map(|e| format!("{}:{}{}", e.ip, e.port, if e.conditions.terminating { " draining" } else { "" })).collect()
+    merged
+        .iter()
+        .map(|e| format!("{}:{}{}", e.ip, e.port, if e.conditions.terminating { " draining" } else { "" }))
+        .collect()
 }
 
 #[test]

@@ -132,7 +132,12 @@ fn slice(i: usize, endpoints: u8) -> Arc<EndpointSlice> {
         family: IpFamily::V4,
         ports: [SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
         endpoints: (0..endpoints)
-            .map(|n| Endpoint { ip: [10, 1, u8::try_from(i).unwrap(), n].into(), conditions, local: false, hints: None })
+            .map(|n| Endpoint {
+                ip: [10, 1, u8::try_from(i).unwrap(), n].into(),
+                conditions,
+                local: false,
+                hints: None,
+            })
             .collect(),
         trigger_time: None,
     })

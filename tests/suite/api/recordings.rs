@@ -43,7 +43,8 @@ impl Exchange {
     fn parse(head: &str, body: &str) -> Exchange {
         let mut lines = head.lines();
         let status = lines.next().expect("a status line").trim().to_string();
-        let headers = lines.map(|line| line.split_once(':').expect("a header")).map(|(k, v)| (k.into(), v.trim().into()));
+        let headers =
+            lines.map(|line| line.split_once(':').expect("a header")).map(|(k, v)| (k.into(), v.trim().into()));
         let body = serde_json::Deserializer::from_str(body).into_iter().map(|v| v.expect("JSON")).collect();
         Exchange { status, headers: headers.collect(), body }
     }

@@ -79,8 +79,7 @@ impl FakeApi {
         let thread = std::thread::Builder::new()
             .name("fake-api".into())
             .spawn(move || {
-                let runtime =
-                    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
                 runtime.block_on(serve(served, listener, inbox));
             })
             .expect("a thread");
@@ -131,11 +130,7 @@ impl Drop for FakeApi {
     }
 }
 
-async fn serve(
-    core: Arc<Core>,
-    listener: StdListener,
-    mut inbox: tokio::sync::mpsc::UnboundedReceiver<Order>,
-) {
+async fn serve(core: Arc<Core>, listener: StdListener, mut inbox: tokio::sync::mpsc::UnboundedReceiver<Order>) {
     let address = listener.local_addr().expect("the listener's address");
     listener.set_nonblocking(true).expect("a non-blocking listener");
     let mut listener = Some(TcpListener::from_std(listener).expect("a listener"));

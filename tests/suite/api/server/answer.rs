@@ -400,11 +400,8 @@ const CONTINUE_TOO_OLD: &str = "The provided continue parameter is too old to di
 
 fn streaming_lists_forbidden(pretty: bool) -> Answer {
     let detail = "Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
-    let mut status = status(
-        422,
-        "Invalid",
-        &format!("ListOptions.meta.k8s.io \"\" is invalid: sendInitialEvents: {detail}"),
-    );
+    let mut status =
+        status(422, "Invalid", &format!("ListOptions.meta.k8s.io \"\" is invalid: sendInitialEvents: {detail}"));
     status["details"] = json!({
         "group": "meta.k8s.io",
         "kind": "ListOptions",

@@ -184,6 +184,7 @@ impl Watch {
 /// Every so often, and twice within the last two seconds.
 fn next_bookmark(every: Duration, deadline: Instant) -> Instant {
     let now = Instant::now();
-    let near_the_end = deadline.checked_sub(Duration::from_secs(2)).unwrap_or(deadline).max(now + Duration::from_secs(1));
+    let near_the_end =
+        deadline.checked_sub(Duration::from_secs(2)).unwrap_or(deadline).max(now + Duration::from_secs(1));
     (now + every).min(near_the_end)
 }
