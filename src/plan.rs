@@ -14,16 +14,16 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use smallvec::SmallVec;
 
-use crate::model::ServicePortName;
-use crate::net::IpFamily;
+use crate::model::{ServiceName, ServicePortName};
+use crate::net::{IpFamily, Protocol};
 
 /// What this node does with the traffic of every Service port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// What does not belong to one Service.
     pub node: Arc<NodePlan>,
-    /// Every Service port.
-    pub services: BTreeMap<ServicePortName, Arc<ServicePlan>>,
+    services: BTreeMap<ServicePortName, Arc<ServicePlan>>,
+    endpoints: usize,
 }
 
 /// What does not belong to one Service.
@@ -151,6 +151,42 @@ pub enum PoolKind {
     Cluster,
     /// [`ServicePlan::local`]
     Local,
+}
+
+// === impl Plan ===
+
+impl Plan {
+    /// A plan of these Service ports.
+    pub fn new(node: Arc<NodePlan>, services: BTreeMap<ServicePortName, Arc<ServicePlan>>) -> Plan {
+        let endpoints = services.values().map(|service| service.endpoints).sum();
+        Plan { node, services, endpoints }
+    }
+
+    /// Every Service port.
+    pub fn services(&self) -> &BTreeMap<ServicePortName, Arc<ServicePlan>> {
+        &self.services
+    }
+
+    /// How many endpoints all Service ports have together, usable or not.
+    pub fn endpoints(&self) -> usize {
+        self.endpoints
+    }
+
+    /// The ports of one Service.
+    pub fn ports_of<'a>(&'a self, service: &'a ServiceName) -> impl Iterator<Item = &'a ServicePortName> {
+        let first = ServicePortName { service: service.clone(), port: "".into(), protocol: Protocol::Tcp };
+        self.services.range(first..).map(|(name, _)| name).take_while(move |name| name.service == *service)
+    }
+
+    /// Changes the plan of one Service port, or removes it.
+    pub fn set(&mut self, name: ServicePortName, plan: Option<Arc<ServicePlan>>) {
+        let new = plan.as_ref().map_or(0, |plan| plan.endpoints);
+        let old = match plan {
+            Some(plan) => self.services.insert(name, plan),
+            None => self.services.remove(&name),
+        };
+        self.endpoints = self.endpoints + new - old.map_or(0, |plan| plan.endpoints);
+    }
 }
 
 // === impl ServicePlan ===

@@ -7,13 +7,13 @@
 pub mod drive;
 pub mod pacer;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::backend::{ApplyError, Backend, Intact, Report, Scope};
 use crate::cluster::{Changed, ClusterState};
 use crate::model::{Node, ServiceName, ServicePortName};
-use crate::net::{IpFamily, Protocol};
+use crate::net::IpFamily;
 use crate::plan::build::{PlanContext, Settings, node_plan};
 use crate::plan::{NodePlan, Plan};
 use pacer::{Instant, Pace, Pacer};
@@ -64,7 +64,7 @@ impl<B: Backend> Pipeline<B> {
     /// A pipeline that has not planned anything yet.
     pub fn new(family: IpFamily, settings: Arc<Settings>, pace: Pace, backend: B) -> Pipeline<B> {
         let node = Arc::new(empty_node_plan(family));
-        let plan = Plan { node, services: Default::default() };
+        let plan = Plan::new(node, BTreeMap::new());
         let worker = Worker { context: None, plan, backend };
         let dirty = Dirty { everything: true, ..Dirty::default() };
         Pipeline { family, settings, dirty, pacer: Pacer::new(pace), worker: Some(worker) }
@@ -162,38 +162,30 @@ impl<B: Backend> Worker<B> {
         let context = self.context.get_or_insert_with(|| PlanContext::new(family, settings, node));
         if dirty.everything {
             let planned = state.services().flat_map(|(service, slices)| context.plan(service, slices));
-            let mut services: std::collections::BTreeMap<_, _> =
-                planned.map(|(name, plan)| (name, Arc::new(plan))).collect();
+            let mut services: BTreeMap<_, _> = planned.map(|(name, plan)| (name, Arc::new(plan))).collect();
             // Equal plans stay the same object, which makes comparing them free.
             for (name, plan) in &mut services {
-                if let Some(known) = self.plan.services.get(name).filter(|known| *known == plan) {
+                if let Some(known) = self.plan.services().get(name).filter(|known| *known == plan) {
                     *plan = known.clone();
                 }
             }
-            self.plan.services = services;
+            self.plan = Plan::new(self.plan.node.clone(), services);
             return Scope::Everything;
         }
         let mut touched = BTreeSet::new();
         for name in &dirty.services {
-            let known: Vec<ServicePortName> = self
-                .plan
-                .services
-                .range(first_port(name)..)
-                .map(|(port, _)| port)
-                .take_while(|p| p.service == *name)
-                .cloned()
-                .collect();
+            let known: Vec<ServicePortName> = self.plan.ports_of(name).cloned().collect();
             let planned: Vec<_> =
                 state.service(name).into_iter().flat_map(|(service, slices)| context.plan(service, slices)).collect();
             for port in known {
                 if !planned.iter().any(|(name, _)| *name == port) {
-                    self.plan.services.remove(&port);
+                    self.plan.set(port.clone(), None);
                     touched.insert(port);
                 }
             }
             for (port, plan) in planned {
-                if self.plan.services.get(&port).is_none_or(|known| **known != plan) {
-                    self.plan.services.insert(port.clone(), Arc::new(plan));
+                if self.plan.services().get(&port).is_none_or(|known| **known != plan) {
+                    self.plan.set(port.clone(), Some(Arc::new(plan)));
                     touched.insert(port);
                 }
             }
@@ -215,11 +207,6 @@ impl<B: Backend> Job<B> {
         let result = self.worker.backend.sync(&self.worker.plan, &self.scope).await;
         Done { worker: self.worker, result }
     }
-}
-
-/// The least name a port of a Service can have in the order of names.
-fn first_port(service: &ServiceName) -> ServicePortName {
-    ServicePortName { service: service.clone(), port: "".into(), protocol: Protocol::Tcp }
 }
 
 fn empty_node_plan(family: IpFamily) -> NodePlan {

@@ -74,6 +74,6 @@ pub fn iptables(
         .flat_map(|(service, slices)| context.plan(service, slices))
         .map(|(name, plan)| (name, Arc::new(plan)))
         .collect();
-    let plan = Plan { node: Arc::new(node_plan(family, settings, node, &node.addresses)), services };
+    let plan = Plan::new(Arc::new(node_plan(family, settings, node, &node.addresses)), services);
     first_input(&plan, iptables, true, Counters { invalid_dropped: true, localhost_accepted: true })
 }

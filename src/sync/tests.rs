@@ -12,6 +12,7 @@ use super::pacer::Pace;
 use super::*;
 use crate::cluster::Event;
 use crate::model::{Conditions, Endpoint, EndpointSlice, Kind, ObjectRef, Service, ServicePort, SlicePort};
+use crate::net::Protocol;
 use crate::plan::build::{DetectLocal, NodePortSetting};
 
 /// What one call of the backend saw.
@@ -40,7 +41,7 @@ impl Backend for Recorder {
     async fn sync(&mut self, plan: &Plan, scope: &Scope) -> Result<Report, ApplyError> {
         let takes = {
             let mut script = self.script.lock().unwrap();
-            let plan = plan.services.iter().map(|(name, plan)| (name.clone(), plan.cluster.len())).collect();
+            let plan = plan.services().iter().map(|(name, plan)| (name.clone(), plan.cluster.len())).collect();
             script.calls.push(Call { at: self.start.elapsed(), scope: scope.clone(), plan });
             script.takes
         };

@@ -45,10 +45,8 @@ pub(crate) fn plan(state: &ClusterState, settings: &Settings, family: IpFamily, 
     let node = state.node().expect("the cluster has its node");
     let context = PlanContext::new(family, settings, node);
     let services = state.services().flat_map(|(service, slices)| context.plan(service, slices).collect::<Vec<_>>());
-    Plan {
-        node: Arc::new(node_plan(family, settings, node, addresses)),
-        services: services.map(|(name, plan)| (name, Arc::new(plan))).collect(),
-    }
+    let services = services.map(|(name, plan)| (name, Arc::new(plan))).collect();
+    Plan::new(Arc::new(node_plan(family, settings, node, addresses)), services)
 }
 
 /// How rules are written for a Plan on a kernel that has everything.
@@ -62,7 +60,7 @@ pub(crate) fn style(plan: &Plan, mark: u32) -> Style {
         drop_invalid: true,
         count_invalid: true,
         count_localhost: true,
-        large_cluster: plan.services.values().map(|service| service.endpoints).sum::<usize>() > 1000,
+        large_cluster: plan.endpoints() > 1000,
     }
 }
 
@@ -73,7 +71,7 @@ pub(crate) fn compile(plan: &Plan, style: &Style) -> Chains {
     for (table, chain, rules) in base.chains {
         assert!(chains.insert((table, chain.clone()), rules).is_none(), "{chain} twice");
     }
-    for (name, service) in &plan.services {
+    for (name, service) in plan.services() {
         let ServiceRules { chains: own, shared } = compile::service(name, service, style);
         for (chain, rules) in own {
             assert!(chains.insert((Table::Nat, chain.clone()), rules).is_none(), "{chain} twice");

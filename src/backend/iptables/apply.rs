@@ -255,8 +255,7 @@ impl<R: Run> Backend for Iptables<R> {
         if *scope == Scope::Everything || self.applied.trust == Trust::Nothing {
             self.counted = (self.counters)();
         }
-        let endpoints = plan.services.values().map(|plan| plan.endpoints).sum();
-        let style = Arc::new(self.style(&plan.node, endpoints));
+        let style = Arc::new(self.style(&plan.node, plan.endpoints()));
         let restyled = self.applied.services.values().next().is_some_and(|applied| *applied.style != *style);
         let mut turn =
             Turn { plan, base: compile::base(&plan.node, &style), style, snapshot: None, report: Report::default() };
@@ -269,7 +268,7 @@ impl<R: Run> Backend for Iptables<R> {
                     in_order(names.iter())
                 }
                 _ => in_order(
-                    plan.services.keys().chain(self.applied.services.keys()).collect::<BTreeSet<_>>().into_iter(),
+                    plan.services().keys().chain(self.applied.services.keys()).collect::<BTreeSet<_>>().into_iter(),
                 ),
             };
             match self.pass(&mut turn, &names, &apart).await {
@@ -322,7 +321,7 @@ impl Applied {
 
     /// Adds what one Service port needs to a batch.
     fn stage(&self, name: &ServicePortName, turn: &mut Turn<'_>, batch: &mut Batch) {
-        let new = turn.plan.services.get(name);
+        let new = turn.plan.services().get(name);
         let old = self.services.get(name);
         let plan = match (self.refused.get(name), new) {
             // Still what was refused: what there was before stays.
@@ -376,7 +375,7 @@ impl Applied {
         }
         for (name, plan, changes) in batch.services {
             turn.report.written += usize::from(!changes.is_empty());
-            if self.refused.get(&name).is_some_and(|refused| turn.plan.services.get(&name) != Some(refused)) {
+            if self.refused.get(&name).is_some_and(|refused| turn.plan.services().get(&name) != Some(refused)) {
                 self.refused.remove(&name);
             }
             match plan {
@@ -391,7 +390,7 @@ impl Applied {
 
     fn set_aside(&mut self, name: &ServicePortName, reason: String, turn: &mut Turn<'_>) {
         turn.report.refused.push((name.clone(), reason));
-        if let Some(plan) = turn.plan.services.get(name) {
+        if let Some(plan) = turn.plan.services().get(name) {
             self.refused.insert(name.clone(), plan.clone());
         }
     }
@@ -421,10 +420,9 @@ impl Batch {
 
 /// What the first restore into an empty kernel would be, all in one.
 pub fn first_input(plan: &Plan, settings: &Settings, random_fully: bool, counters: Counters) -> String {
-    let endpoints = plan.services.values().map(|plan| plan.endpoints).sum();
-    let style = style(&plan.node, endpoints, settings, random_fully, counters);
+    let style = style(&plan.node, plan.endpoints(), settings, random_fully, counters);
     let base = diff::base_from_snapshot(&compile::base(&plan.node, &style), &mut Snapshot::new(true));
-    let services = plan.services.iter().map(|(name, plan)| diff::service(name, None, Some(plan), &style, true));
+    let services = plan.services().iter().map(|(name, plan)| diff::service(name, None, Some(plan), &style, true));
     let changes: Vec<Changes> = std::iter::once(base).chain(services).collect();
     Input::render(changes.iter()).text
 }
