@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 use super::Events;
 use crate::cluster::Event;
 use crate::model::Kind;
-use files::{Files, Look, News};
+use files::{Files, Look, News, Stays};
 use watch::Watch;
 
 pub use merge::Duplicate;
@@ -163,10 +163,11 @@ where
 }
 
 fn log(news: &News) {
-    for (error, has_good_version) in &news.broken {
-        match has_good_version {
-            true => tracing::error!("{error}; its last good version stays in use"),
-            false => tracing::error!("{error}; nothing of it is used until that is mended"),
+    for (error, stays) in &news.broken {
+        match stays {
+            Stays::Version => tracing::error!("{error}; its last good version stays in use"),
+            Stays::Path => tracing::error!("{error}; what was last read there stays in use"),
+            Stays::Nothing => tracing::error!("{error}; nothing of it is used until that is mended"),
         }
     }
     if news.awaited && !news.broken.is_empty() {

@@ -10,6 +10,7 @@
 
 mod api;
 mod golden;
+mod manifests;
 mod pipeline;
 mod recorded_calls;
 mod recordings;

@@ -252,11 +252,10 @@ impl<'de> Visitor<'de> for Items<'_> {
 impl Fault {
     fn new(document: Document<'_>, error: &serde_saphyr::Error, path: &serde_path_to_error::Path) -> Fault {
         let location = error.location();
-        let field = match path.to_string() {
-            // A syntax error stands outside of any field.
-            field if field.split('.').any(|part| part.is_empty() || part.starts_with('?')) => String::new(),
-            field => field,
-        };
+        // The path ends where the parser failed; a syntax error may stand outside of any field.
+        let field = path.to_string();
+        let known = field.split('.').take_while(|part| !part.is_empty() && !part.starts_with('?'));
+        let field = known.collect::<Vec<_>>().join(".");
         let reason = match error.without_snippet() {
             serde_saphyr::Error::InvalidScalar { ty, location } => {
                 let expected = match *ty {
@@ -276,6 +275,12 @@ impl Fault {
                     _ => format!("invalid value, expected {expected}"),
                 }
             }
+            serde_saphyr::Error::Unexpected { expected, .. } => match *expected {
+                "string scalar" => "expected a single value".into(),
+                "sequence start" => "expected a list".into(),
+                "mapping start" => "expected a mapping".into(),
+                other => format!("expected {other}"),
+            },
             other => UserMessageFormatter.format_message(other).into_owned(),
         };
         Fault {

@@ -94,8 +94,8 @@ struct Contents {
 pub(super) struct News {
     /// Changes of objects. Only once every given path has been there.
     pub(super) events: Vec<Event>,
-    /// Files that cannot be used now; the flag says whether an earlier version stays in use.
-    pub(super) broken: Vec<(FileError, bool)>,
+    /// Files and given paths that cannot be used now, and what is used meanwhile.
+    pub(super) broken: Vec<(FileError, Stays)>,
     /// Files that can be used again.
     pub(super) mended: Vec<PathBuf>,
     /// Objects that stand in two places.
@@ -107,6 +107,17 @@ pub(super) struct News {
     /// Files decoded, and objects in them that are of no interest.
     pub(super) decoded: usize,
     pub(super) ignored: usize,
+}
+
+/// What is used of something that cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stays {
+    /// The last good version of the file.
+    Version,
+    /// All files that were last found at a given path.
+    Path,
+    /// Nothing: there was never anything good.
+    Nothing,
 }
 
 // === impl Files ===
@@ -181,7 +192,8 @@ impl Files {
                 }
                 Err(error) => Some(Fault::of_io(&error)),
             };
-            report(&mut given.fault, fault, &given.path, given.seen, &mut news);
+            let stays = if given.seen { Stays::Path } else { Stays::Nothing };
+            report(&mut given.fault, fault, &given.path, stays, &mut news);
             given.seen |= readable.contains(&input);
             news.awaited |= !given.seen;
         }
@@ -202,11 +214,12 @@ impl Files {
     fn take_file(&mut self, id: FileId, contents: io::Result<Contents>, news: &mut News) {
         let id = Arc::new(id);
         let file = self.files.entry(id.clone()).or_default();
+        let stays = if file.good { Stays::Version } else { Stays::Nothing };
         let contents = match contents {
             Ok(contents) => contents,
             Err(error) => {
                 (file.stamp, file.hash) = (None, None);
-                report(&mut file.fault, Some(Fault::of_io(&error)), &id.path, file.good, news);
+                report(&mut file.fault, Some(Fault::of_io(&error)), &id.path, stays, news);
                 return;
             }
         };
@@ -226,7 +239,7 @@ impl Files {
                 None
             }
         };
-        report(&mut file.fault, fault, &id.path, file.good, news);
+        report(&mut file.fault, fault, &id.path, stays, news);
     }
 
     /// Lets go of files that are gone. Those of a given path that cannot be read stay: losing
@@ -254,9 +267,9 @@ impl Files {
 }
 
 /// Notes what is wrong with a file; says so if it was not already known.
-fn report(known: &mut Option<Fault>, fault: Option<Fault>, path: &Path, kept: bool, news: &mut News) {
+fn report(known: &mut Option<Fault>, fault: Option<Fault>, path: &Path, stays: Stays, news: &mut News) {
     match &fault {
-        Some(fault) if known.as_ref() != Some(fault) => news.broken.push((fault.clone().of_file(path), kept)),
+        Some(fault) if known.as_ref() != Some(fault) => news.broken.push((fault.clone().of_file(path), stays)),
         None if known.is_some() => news.mended.push(path.to_owned()),
         _ => {}
     }
