@@ -27,6 +27,7 @@ pub(crate) fn cluster(
         state.apply(Event::Listing(kind));
     }
     state.apply(Event::Node(Arc::new(node.clone())));
+    state.apply(Event::Addresses(Arc::from([])));
     for service in services {
         state.apply(Event::Service(Arc::new(service)));
     }
