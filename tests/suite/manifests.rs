@@ -70,22 +70,19 @@ impl Follower {
     }
 
     /// Takes events until the cluster is as described; says what they were.
-    #[track_caller]
-    fn until(&mut self, what: &str, done: impl Fn(&ClusterState) -> bool) -> impl Future<Output = Vec<String>> {
-        async move {
-            let mut said = Vec::new();
-            while !done(&self.state) {
-                match tokio::time::timeout(PATIENCE, self.events.recv()).await {
-                    Ok(Some(event)) => {
-                        said.push(word(&event));
-                        self.state.apply(event);
-                    }
-                    Ok(None) => panic!("the source ended before this: {what}"),
-                    Err(_) => panic!("not seen: {what}\nsaid: {said:?}\nlog: {}", self.log.text()),
+    async fn until(&mut self, what: &str, done: impl Fn(&ClusterState) -> bool) -> Vec<String> {
+        let mut said = Vec::new();
+        while !done(&self.state) {
+            match tokio::time::timeout(PATIENCE, self.events.recv()).await {
+                Ok(Some(event)) => {
+                    said.push(word(&event));
+                    self.state.apply(event);
                 }
+                Ok(None) => panic!("the source ended before this: {what}"),
+                Err(_) => panic!("not seen: {what}\nsaid: {said:?}\nlog: {}", self.log.text()),
             }
-            said
         }
+        said
     }
 
     /// Waits until a Service has this port, or with 0 until it is gone; says what came meanwhile.
