@@ -16,7 +16,6 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
-use super::names::ChainName;
 use super::render::{UNIT, kernel_probability};
 use super::ruleset::{ConnStates, Is, Marking, Match, Rule, Target};
 use crate::net::{IpFamily, Protocol, host_net};
@@ -150,7 +149,7 @@ impl Parser {
                 put(&mut self.rule.destination, net, option)
             }
             "-i" | "--in-interface" => {
-                let name = self.take_not(value.to_owned());
+                let name = self.take_not(plain(value).ok_or_else(bad)?);
                 put(&mut self.rule.in_interface, name, option)
             }
             "-p" | "--protocol" | "--proto" => {
@@ -166,7 +165,7 @@ impl Parser {
                 Draft::Comment(text) => Some(text),
                 _ => None,
             }),
-            "--nfacct-name" => self.fill(option, value.to_owned(), |draft| match draft {
+            "--nfacct-name" => self.fill(option, plain(value).ok_or_else(bad)?, |draft| match draft {
                 Draft::Nfacct(name) => Some(name),
                 _ => None,
             }),
@@ -203,7 +202,7 @@ impl Parser {
                 let one_in = one_in(value).ok_or_else(bad)?;
                 self.fill(option, one_in, |draft| draft.statistic().map(|(_, one_in)| one_in))
             }
-            "--name" => put(&mut self.recent(option)?.name, value.to_owned(), option),
+            "--name" => put(&mut self.recent(option)?.name, plain(value).ok_or_else(bad)?, option),
             "--seconds" => put(&mut self.recent(option)?.seconds, number(value).ok_or_else(bad)?, option),
             "--mask" => match value.parse() == Ok(all_ones(self.family)) {
                 true => self.recent(option).map(drop),
@@ -362,7 +361,7 @@ impl DraftTarget {
             "MARK" => return Ok(DraftTarget::Mark(None)),
             "DNAT" => return Ok(DraftTarget::Dnat(None)),
             foreign if FOREIGN_TARGETS.contains(&foreign) => return Err(ParseError::foreign(foreign)),
-            chain => Target::Jump(ChainName::from(chain)),
+            chain => Target::Jump(plain(chain).ok_or_else(|| ParseError::foreign(chain))?.into()),
         }))
     }
 }
@@ -403,6 +402,12 @@ fn put<T>(slot: &mut Option<T>, value: T, option: &str) -> Result<(), ParseError
         None => Ok(()),
         Some(_) => Err(ParseError(format!("{option} is given twice"))),
     }
+}
+
+/// A name that needs no quotes.
+fn plain(text: &str) -> Option<String> {
+    let good = |c: char| !c.is_whitespace() && !c.is_control() && !matches!(c, '"' | '\'' | '\\');
+    (!text.is_empty() && text.chars().all(good)).then(|| text.to_owned())
 }
 
 fn protocol(text: &str) -> Option<Protocol> {
