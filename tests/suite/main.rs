@@ -12,5 +12,7 @@ mod api;
 mod golden;
 mod pipeline;
 mod recorded_calls;
+mod rendered;
 mod recordings;
+mod sizes;
 mod tidy;
