@@ -91,7 +91,7 @@ impl Node {
                 #[expect(deprecated, reason = "its successor is unsafe because of flags that are not used here")]
                 rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET)
                     .expect("make a network namespace: the conformance tests must run as root");
-                let node = Node { tools, dir: tempfile::tempdir().expect("a folder") };
+                let node = Node { tools, dir: folder() };
                 node.link_programs();
                 node.feed(node.command("ip").args(["-batch", "-"]), LINKS);
                 work(&node);
@@ -234,4 +234,8 @@ fn offer(command: &mut Command, input: &str) -> Result<(), String> {
         return written.map_err(|error| format!("{program} did not read its input: {error}"));
     }
     Err(format!("{program} failed: {}", String::from_utf8_lossy(&output.stderr)))
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("ferrule-conformance-").tempdir().expect("a temporary folder")
 }

@@ -6,6 +6,11 @@ use std::fmt::Write as _;
 /// Says that a rule must stand at the end of its chain.
 const LAST: &str = "NOTE: this must be the last rule in this chain";
 
+/// What sets a rule that counts packets to a node port of loopback addresses apart from the rule
+/// for all addresses.
+const COUNTED: &str = " -m nfacct --nfacct-name  localhost_nps_accepted_pkts";
+const LOOPBACK: &str = "-d 127.0.0.0/8 ";
+
 /// Chains whose order is free in kube-proxy (it iterates over a hash map), but for rules marked
 /// [`LAST`].
 const FREE_ORDER: [&str; 4] = ["KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-EXTERNAL-SERVICES", "KUBE-PROXY-FIREWALL"];
@@ -177,11 +182,19 @@ impl Changes {
         Changes { missing, unexpected, misplaced }
     }
 
-    /// Order is free, but rules that say they must be the last are the last.
+    /// Order is free, but rules that say they must be the last are the last, and a rule that
+    /// counts some packets of another rule comes before that.
     fn in_any_order(expected: &[String], actual: &[String]) -> Changes {
         let is_last = |rule: &&String| rule.contains(LAST);
         let after = actual.iter().skip_while(|rule| !is_last(rule)).filter(|rule| !is_last(rule));
-        let misplaced = after.map(|rule| format!("{rule}\n      (after a rule that must be the last)")).collect();
+        let mut misplaced: Vec<String> =
+            after.map(|rule| format!("{rule}\n      (after a rule that must be the last)")).collect();
+        for (i, rule) in actual.iter().enumerate().filter(|(_, rule)| rule.contains(COUNTED)) {
+            let general = rule.replace(COUNTED, "").replace(LOOPBACK, "");
+            if actual[..i].contains(&general) {
+                misplaced.push(format!("{rule}\n      (after the rule for all addresses: counts nothing)"));
+            }
+        }
         Changes { missing: without(expected, actual), unexpected: without(actual, expected), misplaced }
     }
 }
@@ -278,6 +291,27 @@ mod tests {
             |state| state.chain("nat", "KUBE-SERVICES").rules.swap(1, 2),
             "nat KUBE-SERVICES:\n  \
              misplaced: -d 10.0.0.2/32 -j KUBE-SVC-A\n      (after a rule that must be the last)\n",
+        );
+    }
+
+    #[test]
+    fn a_counting_rule_comes_before_the_general_one() {
+        let counting =
+            "-d 127.0.0.0/8 -p tcp -m tcp --dport 1 -m nfacct --nfacct-name  localhost_nps_accepted_pkts -j X";
+        let general = "-p tcp -m tcp --dport 1 -j X";
+        let rules = |rules: &[&str]| {
+            let mut tables = Tables::default();
+            tables.add_chain("nat", "KUBE-NODEPORTS", rules);
+            tables
+        };
+        let recorded = rules(&[counting, "-j Y", general]);
+        assert_eq!(recorded.differences(&rules(&["-j Y", counting, general])), "");
+        assert_eq!(
+            recorded.differences(&rules(&[general, counting, "-j Y"])),
+            format!(
+                "nat KUBE-NODEPORTS:\n  misplaced: {counting}\n      \
+                 (after the rule for all addresses: counts nothing)\n"
+            )
         );
     }
 

@@ -13,5 +13,7 @@ mod golden;
 mod manifests;
 mod pipeline;
 mod recorded_calls;
+mod rendered;
 mod recordings;
+mod sizes;
 mod tidy;

@@ -30,9 +30,9 @@ const SHAPES: [Shape; 5] = [
     },
 ];
 
-/// Services and endpoints of each: three that give the formula, others that must obey it. The last
-/// one is a large cluster (over 1,000 endpoints).
-const SIZES: [(usize, usize); 6] = [(0, 0), (1, 1), (1, 2), (7, 3), (100, 10), (101, 10)];
+/// Services and endpoints of each, half of them on this node: three that give the formula, others
+/// that must obey it. The last one is a large cluster (over 1,000 endpoints).
+const SIZES: [(usize, usize); 6] = [(0, 0), (1, 2), (1, 4), (7, 6), (100, 10), (101, 10)];
 
 /// A cluster of `services` Services with `endpoints` endpoints each, every second one on this node.
 fn manifests(shape: &Shape, services: usize, endpoints: usize) -> String {
@@ -80,16 +80,31 @@ fn size(shape: &Shape, services: usize, endpoints: usize, folder: &Path) -> Size
     }
 }
 
+/// The number of rules as a formula in n and m, derived from the first sizes and true for all.
+fn formula(rules: &[usize; 6]) -> String {
+    let [none, two, four, ..] = *rules;
+    let per_pair = four - two;
+    let per_service = two - none - per_pair;
+    for ((services, endpoints), rules) in SIZES.into_iter().zip(rules) {
+        let expected = none + services * (per_service + per_pair * endpoints / 2);
+        assert_eq!(*rules, expected, "{services} Services with {endpoints} endpoints each");
+    }
+    format!("rules = {none} + n x ({per_service} + {per_pair} x m/2)")
+}
+
 #[test]
 fn rules_grow_as_before() {
     let folder = tempfile::tempdir().expect("a folder");
-    let mut table = "# A full sync in iptables mode, IPv4: rules, chains and bytes for n Services with m endpoints each.\n\
-        # Half of the endpoints are on this node; over 1,000 endpoints in all, rules carry fewer comments.\n"
-        .to_owned();
+    let mut table =
+        "# A full sync in iptables mode, IPv4: n Services with m endpoints each, half of them on this node.\n\
+        # Over 1,000 endpoints in all, rules carry fewer comments.\n"
+            .to_owned();
     for shape in &SHAPES {
-        let _ = writeln!(table, "\n{}\n{:>8} {:>9} {:>8} {:>8} {:>9}", shape.name, "n", "m", "rules", "chains", "bytes");
-        for (services, endpoints) in SIZES {
-            let Size { rules, chains, bytes } = size(shape, services, endpoints, folder.path());
+        let sizes = SIZES.map(|(services, endpoints)| size(shape, services, endpoints, folder.path()));
+        let formula = formula(&sizes.each_ref().map(|size| size.rules));
+        let _ = writeln!(table, "\n{}: {formula}", shape.name);
+        let _ = writeln!(table, "{:>8} {:>9} {:>8} {:>8} {:>9}", "n", "m", "rules", "chains", "bytes");
+        for ((services, endpoints), Size { rules, chains, bytes }) in SIZES.into_iter().zip(sizes) {
             let _ = writeln!(table, "{services:>8} {endpoints:>9} {rules:>8} {chains:>8} {bytes:>9}");
         }
     }

@@ -95,7 +95,9 @@ pub fn service(
     for rule in old.shared {
         *surplus.entry(rule).or_default() += 1;
     }
-    for (shared, rule) in new.shared {
+    // Each goes to the head of its chain, so the last one first: a rule that counts some packets of
+    // another one has to stand before it.
+    for (shared, rule) in new.shared.into_iter().rev() {
         let key = (shared, rule);
         match surplus.get_mut(&key) {
             Some(count) if *count > 0 => *count -= 1,
@@ -148,7 +150,7 @@ pub fn service_from_snapshot(
         let old = old.map(|(plan, style)| Texts::of(name, Some(plan), style).chains).unwrap_or_default();
         own_chains(&old, new_texts.chains, certain)
     };
-    for (shared, rule) in new_texts.shared {
+    for (shared, rule) in new_texts.shared.into_iter().rev() {
         if !snapshot.tick_off(shared, &rule) {
             changes.insert.push((shared.table(), shared.chain(), rule));
         }
