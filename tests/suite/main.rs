@@ -8,6 +8,7 @@
     reason = "a test ends by a panic when something is not as expected"
 )]
 
+mod config;
 mod golden;
 mod pipeline;
 mod recordings;
