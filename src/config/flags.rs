@@ -184,6 +184,7 @@ fn bare(name: &str) -> Command {
         .disable_help_subcommand(true)
         .disable_version_flag(true)
         .args_override_self(true)
+        .next_line_help(true)
         .override_usage(format!("{name} [flags]"))
 }
 

@@ -9,11 +9,12 @@
 )]
 
 mod api;
+mod config;
 mod golden;
 mod manifests;
 mod pipeline;
 mod recorded_calls;
-mod rendered;
 mod recordings;
+mod rendered;
 mod sizes;
 mod tidy;

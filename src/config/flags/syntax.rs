@@ -115,6 +115,7 @@ mod tests {
     fn check(line: &str, flags: &str, positional: &str, error: Option<&str>) {
         let switch = |name| Arg::new(name).long(name).num_args(0..=1).require_equals(true);
         let mut command = Command::new("x")
+            .disable_help_flag(true)
             .arg(switch("cleanup"))
             .arg(switch("help").short('h'))
             .arg(Arg::new("v").short('v').long("v").num_args(1))
