@@ -54,4 +54,6 @@ mod acceptance;
 mod balancing;
 mod doors;
 mod refusal;
+mod restart;
+mod rolling;
 mod self_check;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -127,6 +127,11 @@ impl<'w> Proxy<'w> {
     pub fn launch(world: &'w World, config: &Config) -> Proxy<'w> {
         let file = world.dir().join("config.json");
         fs::write(&file, serde_json::to_vec_pretty(&config.file()).unwrap()).unwrap();
+        Proxy::launch_with(world, &file, &manifests(world), Node::A.name())
+    }
+
+    /// Starts it with a configuration file, manifests and node name of any kind, and does not wait.
+    pub fn launch_with(world: &'w World, config: &Path, manifests: &Path, hostname: &str) -> Proxy<'w> {
         let log = File::options().create(true).append(true).open(world.log_path()).unwrap();
         // Ends with this process, even if that one is killed.
         let mut command = Command::new("setpriv");
@@ -134,10 +139,10 @@ impl<'w> Proxy<'w> {
             .args(["--pdeathsig", "KILL", "--"])
             .arg(binary())
             .arg("--config")
-            .arg(&file)
+            .arg(config)
             .arg("--manifests")
-            .arg(manifests(world))
-            .args(["--hostname-override", Node::A.name()])
+            .arg(manifests)
+            .args(["--hostname-override", hostname])
             .env("PATH", world.tools.path_variable())
             .env("XTABLES_LOCKFILE", world.tools.lock_file())
             .stdin(Stdio::null())
@@ -158,7 +163,7 @@ impl<'w> Proxy<'w> {
 
     /// Waits until the rules for a marker Service are there and nothing changes any more.
     #[track_caller]
-    fn settled(&self, marker: &Service) {
+    pub fn settled(&self, marker: &Service) {
         let family = self.world.family();
         let text = format!("\"{} cluster IP\"", marker.port(Proto::Tcp));
         eventually(LONG, &format!("the rules for {text} are in the kernel"), || {
@@ -176,9 +181,10 @@ impl<'w> Proxy<'w> {
         stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
     }
 
-    /// Its process id.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
+    /// Ends it as a service manager does.
+    pub fn terminate(mut self) {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        eventually(LONG, "ferrule ends after SIGTERM", || self.child.try_wait().unwrap());
     }
 
     /// Ends it as a crash does, alone: programs that it has started run on.

@@ -59,6 +59,20 @@ impl Rules {
         rules.filter_map(|rule| Some(rule.split_once(&comment)?.1.split_once('"')?.0.to_owned())).collect()
     }
 
+    /// Without the rules that have this text, and without the chains that only they lead to.
+    pub fn without(mut self, text: &str) -> Rules {
+        // Chains of a Service are known by the comments in them, or by those of the rules that lead there.
+        let target = |rule: &String| Some(rule.rsplit_once("-j KUBE-S")?.1.split(' ').next()?.to_owned());
+        let mentions = self.chains.values().flatten().filter(|rule| rule.contains(text));
+        let gone: BTreeSet<String> = mentions.filter_map(target).map(|end| format!("KUBE-S{end}")).collect();
+        self.chains
+            .retain(|(_, chain), _| !gone.contains(chain) || !chain.starts_with("KUBE-S") || chain == "KUBE-SERVICES");
+        for rules in self.chains.values_mut() {
+            rules.retain(|rule| !rule.contains(text));
+        }
+        self
+    }
+
     /// The same, in the order that matters: to compare two states that should have the same effect.
     pub fn normal(mut self) -> Rules {
         for ((_, chain), rules) in &mut self.chains {

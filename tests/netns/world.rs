@@ -190,13 +190,21 @@ impl Drop for World {
 
 /// Waits until `ready` gives something; `what` names it when it never comes.
 #[track_caller]
-pub fn eventually<T>(limit: Duration, what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
+pub fn eventually<T>(limit: Duration, what: &str, ready: impl FnMut() -> Option<T>) -> T {
+    match within(limit, ready) {
+        Some(value) => value,
+        None => panic!("not within {limit:?}: {what}"),
+    }
+}
+
+/// Waits until `ready` gives something, and gives up after `limit`.
+pub fn within<T>(limit: Duration, mut ready: impl FnMut() -> Option<T>) -> Option<T> {
     let start = Instant::now();
     loop {
-        if let Some(value) = ready() {
+        let value = ready();
+        if value.is_some() || start.elapsed() >= limit {
             return value;
         }
-        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
         thread::sleep(Duration::from_millis(15));
     }
 }

@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -103,8 +104,14 @@ impl Call {
         let family = if self.to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let socket = socket(family, kind, None)?;
         set_socket_timeout(&socket, Timeout::Send, Some(self.patience))?;
-        if let Some(from) = self.from {
-            bind(&socket, &SocketAddr::new(from, 0))?;
+        let any = if self.to.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
+        let from = self.from.unwrap_or(any);
+        match kind {
+            // Connection tracking remembers a pair of ports for a while; a port that comes again would
+            // be the old connection, and go to its endpoint.
+            SocketType::DGRAM => bind_new_port(&socket, from)?,
+            _ if self.from.is_some() => bind(&socket, &SocketAddr::new(from, 0))?,
+            _ => {}
         }
         match connect(&socket, &self.to) {
             // It ran into the time limit.
@@ -112,6 +119,24 @@ impl Call {
             other => Ok(other.map(|()| socket)?),
         }
     }
+}
+
+/// A port that this process has not used yet in any namespace (or not for a long time).
+pub(super) fn new_port() -> u16 {
+    const PORTS: std::ops::Range<u16> = 10_000..60_000;
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed) % PORTS.len();
+    PORTS.start + u16::try_from(n).unwrap()
+}
+
+fn bind_new_port(socket: &OwnedFd, from: IpAddr) -> std::io::Result<()> {
+    for _ in 0..100 {
+        match bind(socket, &SocketAddr::new(from, new_port())) {
+            Err(Errno::ADDRINUSE) => {}
+            other => return Ok(other?),
+        }
+    }
+    Err(ErrorKind::AddrInUse.into())
 }
 
 /// A rule on the way out may stop what is sent; whether it also said so shows when receiving.

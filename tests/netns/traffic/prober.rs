@@ -1,21 +1,28 @@
 //! A client that opens a new connection every few milliseconds.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::{Call, Outcome};
-use crate::world::{Namespace, eventually};
+use super::{Call, Outcome, Proto};
+use crate::objects::{SERVICE_PORT, Service};
+use crate::world::{Namespace, World, eventually};
 
 /// A client at work.
 pub struct Prober {
+    netns: Namespace,
     call: Call,
     made: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Tally>>,
 }
+
+/// Clients of a Service in all ways: TCP and UDP, from outside through the node port, and from a pod
+/// through the cluster IP.
+pub struct Probers(Vec<Prober>);
 
 /// What a prober has seen.
 #[derive(Debug, Default)]
@@ -47,7 +54,7 @@ impl Prober {
             }
             tally
         });
-        Prober { call, made, stop, thread: Some(thread) }
+        Prober { netns: netns.clone(), call, made, stop, thread: Some(thread) }
     }
 
     /// Waits until it has begun and ended `times` more connections.
@@ -74,12 +81,48 @@ impl Prober {
         assert!(total > 0, "{call:?}: never answered");
         assert!(
             tally.failures.is_empty(),
-            "{call:?}: {} of {} connections failed: {:?}",
+            "{call:?}: {} of {} connections failed, the first of them: {:?}",
             tally.failures.len(),
             total + tally.failures.len() as u64,
-            tally.failures
+            &tally.failures[..tally.failures.len().min(10)]
         );
         tally
+    }
+}
+
+// === impl Probers ===
+
+impl Probers {
+    /// Starts them; `pod` is the client inside.
+    pub fn start(world: &World, service: &Service, pod: &str) -> Probers {
+        const PAUSE: Duration = Duration::from_millis(3);
+        let node_port = SocketAddr::new(service.family.node(), service.node_port.unwrap());
+        let cluster = SocketAddr::new(service.cluster_ip, SERVICE_PORT);
+        let ways = [(&world.client, node_port), (&world.pod(pod).netns, cluster)];
+        let probers = Proto::SOCKETS
+            .into_iter()
+            .flat_map(|proto| ways.map(|(netns, to)| Prober::start(netns, Call::new(proto, to), PAUSE)));
+        let probers = Probers(probers.collect());
+        probers.go_on(10);
+        probers
+    }
+
+    /// Waits until each has begun and ended `times` more connections.
+    #[track_caller]
+    pub fn go_on(&self, times: u64) {
+        self.0.iter().for_each(|prober| prober.go_on(times));
+    }
+
+    /// Ends them; one connection that failed, or a packet that had to be sent again, is a failure of
+    /// the test. Gives what they have seen.
+    #[track_caller]
+    pub fn finish_unharmed(self) -> Vec<Tally> {
+        let netns: Vec<Namespace> = self.0.iter().map(|prober| prober.netns.clone()).collect();
+        let tallies = self.0.into_iter().map(Prober::finish_unharmed).collect();
+        for netns in netns {
+            assert_eq!(netns.tcp_counter("TCPSynRetrans"), 0, "{}: TCP had to ask twice", netns.name());
+        }
+        tallies
     }
 }
 

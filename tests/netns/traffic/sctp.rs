@@ -79,7 +79,7 @@ pub(super) fn ask(request: &Call) -> std::io::Result<Outcome> {
     }
     socket.connect(SocketAddr::new(request.to.ip(), 0))?;
     let init = Packet {
-        from_port: fastrand::u16(20_000..60_000),
+        from_port: call::new_port(),
         to_port: request.to.port(),
         verification_tag: 0,
         kind: INIT,

@@ -116,7 +116,9 @@ const ROUTER: &[(&str, &str)] = &[
     ("net/ipv4/conf/all/send_redirects", "0"),
     ("net/ipv4/conf/default/send_redirects", "0"),
     ("net/ipv4/icmp_ratelimit", "0"),
-    ("net/ipv4/icmp_msgs_per_sec", "1000000"),
+    ("net/ipv4/icmp_ratemask", "0"),
+    ("net/ipv4/icmp_msgs_per_sec", "100000"),
+    ("net/ipv4/icmp_msgs_burst", "100000"),
     ("net/ipv6/icmp/ratelimit", "0"),
 ];
 

@@ -157,6 +157,15 @@ impl Namespace {
         })
     }
 
+    /// One of the kernel's counters about TCP (`TcpExt` in `/proc/net/netstat`).
+    pub fn tcp_counter(&self, name: &str) -> u64 {
+        let text = self.proc_net("netstat");
+        let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+        let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+        let mut pairs = names.split(' ').zip(values.split(' '));
+        pairs.find(|(other, _)| *other == name).unwrap_or_else(|| panic!("no counter {name}")).1.parse().unwrap()
+    }
+
     fn enter(&self) {
         move_into_link_name_space(self.0.handle.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
     }
