@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 use super::Events;
 use crate::cluster::Event;
 use crate::model::Kind;
-use files::{Files, Look, News, Stays};
+use files::{Files, News, Stays};
 use watch::Watch;
 
 pub use merge::Duplicate;
@@ -47,22 +47,27 @@ const POLL: Duration = Duration::from_secs(1);
 /// Follows manifest files, and sends what changes in them. Returns when nobody listens any more.
 pub async fn run(paths: Vec<PathBuf>, node_name: Arc<str>, events: Events) -> Result<(), ManifestsError> {
     let mut watch = Watch::new();
-    let mut files = Files::new(&paths, node_name);
+    let mut files = Files::new(&paths, node_name.clone());
+    let paths: Arc<[PathBuf]> = paths.into();
     let mut listed = false;
     loop {
-        watch.cover(&paths);
-        let held = watch.held();
-        let look: Look;
-        (files, look) = blocking(files, move |files| files.look(&held)).await?;
-        // What was being written while it was read is read again later.
-        let held = watch.held();
         let mut news: News;
-        (files, news) = blocking(files, move |files| files.take(look, &held, Instant::now())).await?;
+        // File systems can be slow, and parsing takes time: neither may hold up the runtime.
+        let (given, mut watching, mut reading) = (paths.clone(), watch, files);
+        let turn = tokio::task::spawn_blocking(move || {
+            watching.cover(&given);
+            let look = reading.look(&watching.held());
+            // What was being written while it was read is read again later.
+            let news = reading.take(look, &watching.held(), Instant::now());
+            (watching, reading, news)
+        });
+        (watch, files, news) = turn.await?;
         log(&news);
 
         let mut changes = std::mem::take(&mut news.events);
         if !listed && !news.awaited {
             listed = true;
+            log_listing(&changes, &node_name);
             changes = listing(changes);
         }
         for event in changes {
@@ -149,19 +154,6 @@ fn listing(changes: Vec<Event>) -> Vec<Event> {
     listing
 }
 
-/// Parsing a big file must not keep the runtime from other work.
-async fn blocking<T, W>(mut files: Files, work: W) -> Result<(Files, T), ManifestsError>
-where
-    T: Send + 'static,
-    W: FnOnce(&mut Files) -> T + Send + 'static,
-{
-    let task = tokio::task::spawn_blocking(move || {
-        let result = work(&mut files);
-        (files, result)
-    });
-    Ok(task.await?)
-}
-
 fn log(news: &News) {
     for (error, stays) in &news.broken {
         match stays {
@@ -182,6 +174,16 @@ fn log(news: &News) {
     if news.decoded > 0 {
         let (files, events, ignored) = (news.decoded, news.events.len(), news.ignored);
         tracing::debug!(files, events, ignored, "read manifests");
+    }
+}
+
+fn log_listing(events: &[Event], node_name: &str) {
+    let count = |is: fn(&Event) -> bool| events.iter().filter(|event| is(event)).count();
+    let services = count(|event| matches!(event, Event::Service(_)));
+    let endpoint_slices = count(|event| matches!(event, Event::EndpointSlice(_)));
+    tracing::info!(services, endpoint_slices, "the manifests are read");
+    if count(|event| matches!(event, Event::Node(_))) == 0 {
+        tracing::warn!("no Node named {node_name} in the manifests: its zone, addresses and pod CIDRs are unknown");
     }
 }
 

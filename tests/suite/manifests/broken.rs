@@ -116,5 +116,8 @@ fn loading_once_names_every_mistake() {
     let missing = load(&[directory.path().to_path_buf(), at("none")], NODE);
     assert_eq!(missing.events.len(), 0, "half of the objects would look like all of them");
     let broken: Vec<String> = missing.broken.iter().map(ToString::to_string).collect();
-    assert!(broken.contains(&format!("{}: No such file or directory (os error 2)", at("none").display())), "{broken:?}");
+    assert!(
+        broken.contains(&format!("{}: No such file or directory (os error 2)", at("none").display())),
+        "{broken:?}"
+    );
 }

@@ -53,6 +53,32 @@ async fn an_editor_that_moves_the_old_file_away_first() {
     }
 }
 
+#[tokio::test]
+async fn an_editor_that_takes_its_time() {
+    let directory = directory();
+    let (path, other) = (directory.path().join("a.yaml"), directory.path().join("b.yaml"));
+    let mut follower = Follower::listed(&[directory.path()]).await;
+    let mut convincing = 0;
+    for port in 100..200 {
+        let moved = Instant::now();
+        fs::rename(&path, directory.path().join("a.yaml~")).unwrap();
+        replace(&other, &service("b", port));
+        let mut said = follower.port("b", port).await;
+        fs::write(&path, service("a", port)).unwrap();
+        // If it took longer the file is rightly believed gone: then the test tests nothing.
+        let in_time = moved.elapsed() < Duration::from_millis(100);
+        said.extend(follower.port("a", port).await);
+        if in_time {
+            assert_eq!(said, ["Service default/b", "Service default/a"]);
+            convincing += 1;
+        }
+        if convincing == 5 {
+            return;
+        }
+    }
+    panic!("the machine is too slow for this test");
+}
+
 /// Writes a version of a ConfigMap volume as the kubelet does.
 fn config_map(volume: &Path, version: &str, text: &str) {
     let directory = volume.join(format!("..{version}"));
@@ -165,10 +191,17 @@ async fn a_directory_that_is_put_in_place_again() {
     let path = outside.path().join("manifests");
     fs::create_dir(&path).unwrap();
     fs::write(path.join("a.yaml"), service("a", 80) + &service("b", 80)).unwrap();
-    let mut follower = Follower::listed(&[&path]).await;
+    let other = tempdir().unwrap();
+    let mut follower = Follower::listed(&[other.path(), &path]).await;
     // Losing sight of the directory says nothing about the objects.
     fs::remove_dir_all(&path).unwrap();
     follower.logged("manifests: No such file or directory (os error 2); what was last read there stays in use").await;
+    let (lost, mut port) = (Instant::now(), 100);
+    while lost.elapsed() < Duration::from_millis(500) {
+        port += 1;
+        replace(&other.path().join("c.yaml"), &service("c", port));
+        assert_eq!(follower.port("c", port).await, ["Service default/c"]);
+    }
     fs::create_dir(&path).unwrap();
     fs::write(path.join("new.yaml"), service("a", 81)).unwrap();
     let mut said = follower.port("b", 0).await;
