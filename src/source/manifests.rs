@@ -10,7 +10,8 @@
 //!   earlier ones, file names in order, documents in order.
 //! - A file with a mistake is not used as a whole: its last good version stays in use, and if it
 //!   never had one it contributes nothing. Either way everything else is served: one broken file
-//!   does not keep a node from [`Event::Synced`].
+//!   does not keep a node from [`Event::Synced`]. A file that had objects and is empty now is taken
+//!   for a mistake, too.
 //! - A given path that is not there (any more) says nothing about the objects in it: they stay.
 //!   Until every given path has been there once, nothing at all is said, and so nothing is
 //!   programmed: a node that restarts before its volume is mounted must not drop its rules.

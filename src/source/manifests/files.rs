@@ -100,7 +100,7 @@ pub(super) struct News {
     pub(super) mended: Vec<PathBuf>,
     /// Objects that stand in two places.
     pub(super) duplicates: Vec<Duplicate>,
-    /// Given paths that have never been there.
+    /// Whether a given path has never been there, or a file in it was never read.
     pub(super) awaited: bool,
     /// Look again at this time.
     pub(super) again: Option<Instant>,
@@ -202,6 +202,8 @@ impl Files {
                 self.take_file(id, contents, &mut news);
             }
         }
+        // A listing is complete when every file has been read once.
+        news.awaited |= present.iter().any(|id| !self.files.contains_key(id));
         self.forget(&present, &readable, now, &mut news);
         if !news.awaited {
             let files = &self.files;
@@ -230,8 +232,10 @@ impl Files {
             return;
         }
         news.decoded += 1;
+        let is_blank = contents.bytes.iter().all(u8::is_ascii_whitespace);
         let fault = match decode::decode(&contents.bytes, &self.node_name) {
             Err(fault) => Some(fault),
+            Ok(_) if is_blank && !file.objects.is_empty() => Some(Fault::emptied()),
             Ok(decoded) => {
                 news.ignored += decoded.ignored;
                 file.objects = self.merged.replace(&id, &file.objects, decoded.entries);
@@ -336,6 +340,12 @@ impl Stamp {
 impl Fault {
     fn of_io(error: &io::Error) -> Fault {
         Fault { line: 0, column: 0, field: String::new(), reason: error.to_string() }
+    }
+
+    /// What is left when a program fails whose output is sent to a file, or a disk is full. Who
+    /// means to delete objects deletes the file, or leaves a comment in it.
+    fn emptied() -> Fault {
+        Fault { line: 0, column: 0, field: String::new(), reason: "is empty".into() }
     }
 
     fn of_file(self, path: &Path) -> FileError {

@@ -260,3 +260,19 @@ fn aliases_cannot_blow_a_file_up() {
     }
     assert!(decode(text.as_bytes(), NODE).is_err());
 }
+
+#[test]
+fn any_part_of_a_file_is_decoded_or_refused() {
+    let text = "---\napiVersion: v1\nkind: List\nitems:\n- &a\n  apiVersion: v1\n  kind: \"Service\"\n  metadata: {name: a, \
+                labels: {x: 'y'}}\n  spec:\n    clusterIP: 10.0.0.1\n    ports: [{port: 80}]\n- *a\n---\napiVersion: v1\nkind: \
+                Node\nmetadata:\n  name: >-\n    node-000\n...\n{\"kind\": \"Node\",\n\"apiVersion\": \"v1\"}\n";
+    let whole = decode(text.as_bytes(), NODE).unwrap();
+    assert_eq!((whole.entries.len(), whole.ignored), (3, 1));
+    let mut accepted = 0;
+    let parts = (0..text.len()).flat_map(|at| [&text[..at], &text[at..]]);
+    for decoded in parts.filter_map(|part| decode(part.as_bytes(), NODE).ok()) {
+        assert!(decoded.entries.len() <= 3);
+        accepted += 1;
+    }
+    assert!(accepted > 0);
+}

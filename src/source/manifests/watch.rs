@@ -23,8 +23,10 @@ use super::files::is_manifest_name;
 const QUIET: Duration = Duration::from_millis(20);
 /// One looks after this long even if something happens all the time.
 const PATIENCE: Duration = Duration::from_millis(200);
-/// A file that was written to is read when its writer closes it, or has not written for this long.
+/// A file that was written to is read when its writer closes it, or has not written for this long,
 const WRITING: Duration = Duration::from_millis(500);
+/// or has been at it for this long.
+const WRITING_ON: Duration = Duration::from_secs(5);
 /// How many symbolic links a path may lead through, as in the kernel.
 const MAX_LINKS: usize = 40;
 
@@ -45,12 +47,19 @@ pub(super) struct Watch {
     /// `None` if the system gives no inotify instance.
     inotify: Option<AsyncFd<Inotify>>,
     directories: HashMap<WatchDescriptor, Directory>,
-    /// Files somebody is writing to, by their real paths, and the time of the last write.
-    writing: HashMap<PathBuf, Instant>,
+    /// Files somebody is writing to, by their real paths.
+    writing: HashMap<PathBuf, Writing>,
     /// Whether something happened since [`Watch::cover`] began.
     pending: bool,
     /// Directories with manifests that cannot be watched.
     unwatched: HashSet<PathBuf>,
+}
+
+/// Times of the first and the last write.
+#[derive(Clone, Copy, Debug)]
+struct Writing {
+    first: Instant,
+    last: Instant,
 }
 
 /// A watched directory.
@@ -113,14 +122,14 @@ impl Watch {
     pub(super) fn held(&mut self) -> HashSet<PathBuf> {
         self.drain();
         let now = Instant::now();
-        self.writing.retain(|_, written| now < *written + WRITING);
+        self.writing.retain(|_, writing| now < writing.end());
         self.writing.keys().cloned().collect()
     }
 
     /// Waits until something has happened and come to rest, or until a point in time.
     pub(super) async fn wait(&mut self, until: Instant) {
         while !self.pending {
-            let closed = self.writing.values().map(|written| *written + WRITING).min();
+            let closed = self.writing.values().map(Writing::end).min();
             tokio::select! {
                 () = self.read() => {}
                 () = sleep_until(closed.map_or(until, |closed| closed.min(until))) => return,
@@ -197,7 +206,8 @@ impl Watch {
             () => false,
         };
         if is_being_written {
-            self.writing.insert(path, Instant::now());
+            let now = Instant::now();
+            self.writing.entry(path).or_insert(Writing { first: now, last: now }).last = now;
         } else {
             self.writing.remove(&path);
             self.pending = true;
@@ -210,6 +220,15 @@ impl Watch {
         self.inotify = None;
         self.directories.clear();
         self.writing.clear();
+    }
+}
+
+// === impl Writing ===
+
+impl Writing {
+    /// When the file is read even though nobody said that it is complete.
+    fn end(&self) -> Instant {
+        (self.last + WRITING).min(self.first + WRITING_ON)
     }
 }
 

@@ -44,6 +44,22 @@ async fn the_last_good_version_stays_in_use() {
 }
 
 #[tokio::test]
+async fn a_file_that_has_become_empty() {
+    let directory = tempdir().unwrap();
+    let (path, other) = (directory.path().join("web.yaml"), directory.path().join("other.yaml"));
+    fs::write(&path, service("a", 80)).unwrap();
+    fs::write(&other, "\n").unwrap();
+    let mut follower = Follower::listed(&[directory.path()]).await;
+    fs::write(&path, "\n").unwrap();
+    follower.logged("web.yaml: is empty; its last good version stays in use").await;
+    fs::write(&other, service("c", 80)).unwrap();
+    assert_eq!(follower.port("c", 80).await, ["Service default/c"]);
+    fs::write(&path, "# no more\n").unwrap();
+    assert_eq!(follower.port("a", 0).await, ["deleted Service default/a"]);
+    assert_eq!(follower.log.text().lines().count(), 1);
+}
+
+#[tokio::test]
 async fn a_file_that_is_broken_from_the_start() {
     let directory = tempdir().unwrap();
     fs::write(directory.path().join("good.yaml"), service("a", 80)).unwrap();

@@ -202,8 +202,9 @@ async fn a_directory_that_is_put_in_place_again() {
         replace(&other.path().join("c.yaml"), &service("c", port));
         assert_eq!(follower.port("c", port).await, ["Service default/c"]);
     }
-    fs::create_dir(&path).unwrap();
-    fs::write(path.join("new.yaml"), service("a", 81)).unwrap();
+    fs::create_dir(outside.path().join("again")).unwrap();
+    fs::write(outside.path().join("again/new.yaml"), service("a", 81)).unwrap();
+    fs::rename(outside.path().join("again"), &path).unwrap();
     let mut said = follower.port("b", 0).await;
     said.extend(follower.port("a", 81).await);
     assert_eq!(said, ["Service default/a", "deleted Service default/b"]);
