@@ -182,6 +182,14 @@ mod tests {
         check("-9223372036854775808ns", Ok("-2562047h47m16.854775808s"));
     }
 
+    proptest::proptest! {
+        #[test]
+        fn what_is_printed_reads_back(nanos: i64) {
+            let text = GoDuration(nanos).to_string();
+            proptest::prop_assert_eq!(text.parse(), Ok(GoDuration(nanos)), "{}", text);
+        }
+    }
+
     #[test]
     fn refused_with_the_words_of_go() {
         check("", Err(r#"time: invalid duration """#));

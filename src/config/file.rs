@@ -86,3 +86,17 @@ fn io_error(path: &Path, error: &io::Error) -> String {
         _ => format!("open {path}: {error}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        /// Whatever is in a file, reading it ends with an answer.
+        #[test]
+        fn any_text_has_an_answer(lines in "([a-z&*!<-]{0,8}[:,{}\\[\\]\"' |>#?%@-]{0,3} ?[0-9a-z\n ~*&]{0,6}\n?){0,12}") {
+            let _ = decode(&lines);
+            let _ = decode(&format!("{{{lines}"));
+        }
+    }
+}

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ferrule::config::flags::{self, Invocation};
-use ferrule::config::{Action, Config, FeatureGates, KUBERNETES_VERSION, LogFormat, ProxyMode, load};
+use ferrule::config::{Action, Config, ConfigError, FeatureGates, KUBERNETES_VERSION, LogFormat, ProxyMode, load};
 use ferrule::plan::build::{DetectLocal, NodePortSetting};
 use serde_json::Value;
 
@@ -141,7 +141,7 @@ impl Case {
             exit: i32::from(error.is_some()),
             plain: parsed.deprecations,
             error: error.map(|error| recorded_paths(error.to_string())),
-            of_running: error.is_some_and(|error| error.is_of_running()),
+            of_running: error.is_some_and(ConfigError::is_of_running),
             infos: loaded.infos,
             config: loaded.config.ok(),
             ..Outcome::default()
@@ -340,7 +340,12 @@ fn check_fields(case: &str, config: &Config, document: &str) {
     let vmodule = at("/logging/vmodule").as_array().cloned().unwrap_or_default();
     let vmodule: Vec<(String, u32)> = vmodule
         .iter()
-        .map(|item| (item["filePattern"].as_str().unwrap().to_owned(), item["verbosity"].as_u64().unwrap() as u32))
+        .map(|item| {
+            (
+                item["filePattern"].as_str().unwrap().to_owned(),
+                u32::try_from(item["verbosity"].as_u64().unwrap()).unwrap(),
+            )
+        })
         .collect();
     assert_eq!(config.logging.vmodule, vmodule, "{case}");
     for (gate, value) in at("/featureGates").as_object().into_iter().flatten() {
