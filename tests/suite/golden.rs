@@ -39,8 +39,7 @@ fn rules_are_those_of_kube_proxy() {
 
 /// Compares one recording with what is compiled; returns how many rules that were.
 fn compare(directory: &str, objects: &Objects, config: &Config, family: IpFamily) -> usize {
-    let addresses = recordings::ADDRESSES.map(|text| text.parse().unwrap());
-    let plan = pipeline::plan(&objects.cluster(), &config.settings, family, &addresses);
+    let plan = pipeline::plan(&objects.cluster(), &config.settings, family);
     let style = pipeline::style(&plan, config.mark);
     assert_eq!(style.large_cluster, directory.ends_with("-large") && family == IpFamily::V4, "{directory}");
     let ours = normalized(pipeline::compile(&plan, &style));

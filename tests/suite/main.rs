@@ -9,12 +9,17 @@
 )]
 
 mod api;
+mod clusters;
 mod config;
+mod equivalence;
 mod golden;
 mod manifests;
+mod oracle;
 mod pipeline;
 mod recorded_calls;
 mod recordings;
 mod rendered;
 mod sizes;
 mod tidy;
+mod tracer;
+mod world;

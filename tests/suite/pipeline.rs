@@ -16,9 +16,10 @@ use ferrule::plan::build::{PlanContext, Settings, node_plan};
 /// The rules of every chain.
 pub(crate) type Chains = BTreeMap<(Table, ChainName), Vec<Rule>>;
 
-/// A cluster from its objects.
+/// A cluster from its objects. `addresses` are those of the node's interfaces.
 pub(crate) fn cluster(
     node: &Node,
+    addresses: &[IpAddr],
     services: impl IntoIterator<Item = Service>,
     slices: impl IntoIterator<Item = EndpointSlice>,
 ) -> ClusterState {
@@ -26,6 +27,7 @@ pub(crate) fn cluster(
     for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
         state.apply(Event::Listing(kind));
     }
+    state.apply(Event::Addresses(addresses.into()));
     state.apply(Event::Node(Arc::new(node.clone())));
     state.apply(Event::Addresses(Arc::from([])));
     for service in services {
@@ -41,9 +43,10 @@ pub(crate) fn cluster(
     state
 }
 
-/// The Plan of one family. `addresses` are those of the node's interfaces.
-pub(crate) fn plan(state: &ClusterState, settings: &Settings, family: IpFamily, addresses: &[IpAddr]) -> Plan {
+/// The Plan of one family.
+pub(crate) fn plan(state: &ClusterState, settings: &Settings, family: IpFamily) -> Plan {
     let node = state.node().expect("the cluster has its node");
+    let addresses = state.addresses().expect("the cluster has its node's addresses");
     let context = PlanContext::new(family, settings, node);
     let services = state.services().flat_map(|(service, slices)| context.plan(service, slices).collect::<Vec<_>>());
     let services = services.map(|(name, plan)| (name, Arc::new(plan))).collect();

@@ -152,6 +152,7 @@ impl Objects {
         let slices = of_kind::<wire::EndpointSlice>(self, "EndpointSlice");
         pipeline::cluster(
             &Node::from_wire(node),
+            &ADDRESSES.map(|text| text.parse().unwrap()),
             services.iter().filter_map(|service| Service::from_wire(service).0),
             slices.iter().filter_map(|slice| EndpointSlice::from_wire(slice, NODE).0),
         )

@@ -63,7 +63,7 @@ impl Tables {
             let (Saved::Chain { table, .. } | Saved::Rule { table, .. } | Saved::Commit(table)) = saved;
             let Some(content) = tables.tables.get_mut(&table) else { continue };
             match saved {
-                Saved::Chain { name, policy, .. } => content.add_chain(name, policy.map(str::to_owned)),
+                Saved::Chain { name, default, .. } => content.add_chain(name, default.map(str::to_owned)),
                 Saved::Rule { chain, text, .. } => {
                     let rule = match Rule::parse(text, family) {
                         Ok(rule) => KernelRule::Known(rule),

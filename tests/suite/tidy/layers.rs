@@ -168,7 +168,7 @@ fn module_of(named: &Named, place: &[&str]) -> Option<String> {
 /// Only the place where all is put together, and the subcommands, choose a source or a backend.
 fn choices_outside_run(files: &[File]) -> Vec<String> {
     let modes = ["crate::backend::iptables", "crate::backend::ipvs", "crate::backend::nftables"];
-    let choosers = ["src/run", "src/cli", "src/cleanup", "src/fixtures"];
+    let choosers = ["src/run", "src/cli", "src/cleanup", "src/fixtures", "src/command/fake"];
     let mut complaints =
         named_outside(files, &modes, &[&choosers[..], &["src/backend"]].concat(), "is chosen in src/run.rs");
     let sources = ["crate::source::api", "crate::source::manifests"];

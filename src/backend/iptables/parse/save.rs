@@ -12,8 +12,8 @@ pub enum Saved<'a> {
         table: Table,
         /// Its name.
         name: &'a str,
-        /// What happens to packets at its end; only built-in chains have that.
-        policy: Option<&'a str>,
+        /// What happens to packets that come to its end; only built-in chains have that.
+        default: Option<&'a str>,
     },
     /// The next rule of a chain.
     Rule {
@@ -68,8 +68,8 @@ impl SaveReader {
         }
         if let Some(chain) = line.strip_prefix(':') {
             let (name, rest) = chain.split_once(' ').ok_or_else(unexpected)?;
-            let policy = rest.split(' ').next().filter(|policy| *policy != "-");
-            return Ok(Some(Saved::Chain { table, name, policy }));
+            let default = rest.split(' ').next().filter(|default| *default != "-");
+            return Ok(Some(Saved::Chain { table, name, default }));
         }
         // With `-c`, counters stand before rules.
         let rule = match line.strip_prefix('[') {

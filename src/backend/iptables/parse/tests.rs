@@ -121,8 +121,8 @@ fn saved_output_is_read_line_by_line() {
     let read: Vec<Saved<'_>> = text.lines().filter_map(|line| reader.line(line).unwrap()).collect();
     let table = Table::Nat;
     let expected = [
-        Saved::Chain { table, name: "OUTPUT", policy: Some("ACCEPT") },
-        Saved::Chain { table, name: "KUBE-SERVICES", policy: None },
+        Saved::Chain { table, name: "OUTPUT", default: Some("ACCEPT") },
+        Saved::Chain { table, name: "KUBE-SERVICES", default: None },
         Saved::Rule { table, chain: "OUTPUT", text: "-j KUBE-SERVICES" },
         Saved::Rule { table, chain: "KUBE-SERVICES", text: "" },
         Saved::Commit(table),

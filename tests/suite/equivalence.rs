@@ -1,0 +1,67 @@
+//! For any cluster and any packet: what the rules do is what the Plan says.
+
+use std::sync::LazyLock;
+
+use ferrule::backend::iptables::apply;
+use ferrule::backend::iptables::netlink::Counters;
+use ferrule::command::fake::{FakeKernel, Tables, Variant};
+use ferrule::command::{Command, Run};
+use ferrule::net::IpFamily;
+use ferrule::plan::Plan;
+use proptest::prelude::*;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::clusters::{self, Input, PacketSeed};
+use crate::{oracle, pipeline, tracer};
+
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Builder::new_current_thread().enable_time().build().unwrap());
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn rules_do_what_the_plan_says(
+        input in clusters::input(3),
+        seeds in prop::collection::vec(clusters::packet_seed(), 24),
+    ) {
+        for family in IpFamily::BOTH {
+            let plan = plan(&input, family);
+            let tables = tables(&plan);
+            for seed in &seeds {
+                check(&plan, &tables, seed)?;
+            }
+        }
+    }
+}
+
+fn check(plan: &Plan, tables: &Tables, seed: &PacketSeed) -> Result<(), TestCaseError> {
+    let world = clusters::world();
+    let (packet, name) = seed.grow(plan);
+    let list_of = |backend: &_| clusters::list_of(name.as_ref(), backend).map(Into::into);
+    let rules = tracer::trace(tables, &world, &packet, &list_of);
+    let says = oracle::judge(plan, &world, &packet);
+    prop_assert!(rules == says, "{packet:?}\nrules:\n{rules}plan:\n{says}{plan:#?}\n{tables}");
+    Ok(())
+}
+
+fn plan(input: &Input, family: IpFamily) -> Plan {
+    let addresses = clusters::interface_addresses();
+    let state = pipeline::cluster(&input.node, &addresses, input.services.clone(), input.slices.clone());
+    pipeline::plan(&state, &input.settings, family)
+}
+
+/// The rules of a first full sync, in the kernel.
+fn tables(plan: &Plan) -> Tables {
+    let settings = apply::Settings { mark: 0x4000, drop_invalid: true };
+    let counters = Counters { invalid_dropped: true, localhost_accepted: true };
+    let input = apply::first_input(plan, &settings, true, counters);
+    let kernel = FakeKernel::new(Variant::Nft);
+    let program = match plan.node.family {
+        IpFamily::V4 => "iptables-restore",
+        IpFamily::V6 => "ip6tables-restore",
+    };
+    let command = Command::new(program, &["--noflush"]).with_stdin(input.clone().into_bytes());
+    let output = RUNTIME.block_on(kernel.run(command, &mut |_| {})).unwrap();
+    assert!(output.success(), "{}\n{input}", output.stderr);
+    kernel.tables(plan.node.family)
+}
