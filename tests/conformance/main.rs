@@ -23,6 +23,7 @@ mod recording;
 mod saved;
 mod source;
 
+mod addresses;
 mod comparator;
 mod configurations;
 mod faults;

@@ -93,7 +93,7 @@ impl Node {
                     .expect("make a network namespace: the conformance tests must run as root");
                 let node = Node { tools, dir: folder() };
                 node.link_programs();
-                node.feed(node.command("ip").args(["-batch", "-"]), LINKS);
+                node.ip(LINKS);
                 work(&node);
             };
             std::thread::Builder::new().spawn_scoped(scope, body).expect("start a thread").join()
@@ -101,6 +101,12 @@ impl Node {
         if let Err(panic) = result {
             std::panic::resume_unwind(panic);
         }
+    }
+
+    /// Runs lines of `ip -batch`.
+    #[track_caller]
+    pub fn ip(&self, lines: &str) {
+        self.feed(self.command("ip").args(["-batch", "-"]), lines);
     }
 
     /// A folder for the files of one test.
@@ -209,7 +215,10 @@ impl Node {
     }
 
     fn save(&self, program: &str) -> Tables {
-        let output = self.command(program).output().unwrap_or_else(|error| panic!("{program}: {error}"));
+        // The tool itself: wrappers are for the proxy.
+        let wrapped = self.dir().join("real").join(program);
+        let tool = if wrapped.exists() { wrapped } else { self.bin().join(program) };
+        let output = self.command(tool).output().unwrap_or_else(|error| panic!("{program}: {error}"));
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{program} failed: {stderr}");
         Tables::parse(&String::from_utf8(output.stdout).expect("text"))

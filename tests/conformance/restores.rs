@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::node::{Node, Tools};
 use crate::objects::{Objects, Step};
 use crate::proxy::Proxy;
-use crate::recording::{Rules, config, folder};
+use crate::recording::{Rules, config, folder, read};
 use crate::saved::{Chain, Tables};
 use crate::source::Source;
 
@@ -100,7 +100,7 @@ fn restart(tools: Tools) {
 }
 
 /// Each recorded step writes only chains of Services in which it changes a rule, shared chains
-/// rule by rule, and nothing at all in a family that it does not concern.
+/// rule by rule, and nothing at all in a family that it does not concern. Tables are not read.
 fn steps(tools: Tools) {
     let folder = folder(tools, "base");
     let mut before = Rules::recorded(&folder);
@@ -109,6 +109,10 @@ fn steps(tools: Tools) {
         let mut proxy = Proxy::start(node, &config(&folder), &source);
         proxy.wait_for(&before);
         node.log_restores();
+        let saved = node.dir().join("saved");
+        for program in ["iptables-save", "ip6tables-save"] {
+            node.wrap(program, &format!("echo {program} \"$@\" >>{}\nexec $real \"$@\"", saved.display()));
+        }
         let mut seen = 0;
         for step in Step::recorded() {
             source.take(&step);
@@ -125,6 +129,7 @@ fn steps(tools: Tools) {
             (before, seen) = (after, restores.len());
         }
         assert!(seen > 0, "twelve steps without a restore");
+        assert!(!saved.exists(), "tables were read between the steps: {}", read(&saved));
     });
 }
 

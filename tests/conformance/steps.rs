@@ -33,8 +33,27 @@ fn fresh(tools: Tools, make: Make) {
     }
 }
 
+/// A cluster passes 1,000 endpoints, and comes back: the rules are those of a fresh start each
+/// time. (kube-proxy would leave the comments of chains that do not change otherwise.)
+fn growing_large(tools: Tools, make: Make) {
+    let (base, large) = (folder(tools, "base"), folder(tools, "large"));
+    let more = Objects::recorded(&["large-extra.yaml"]);
+    let deleted = more.0.keys().cloned().collect();
+    Node::run(tools, |node| {
+        let source = make(node, &Objects::recorded(&["all.yaml"]));
+        let mut proxy = Proxy::start(node, &config(&base), &source);
+        proxy.wait_for(&Rules::recorded(&base));
+        let grow = Step { name: "growing".to_owned(), applied: more, deleted: Vec::new() };
+        source.take(&grow);
+        proxy.wait_for_step(&Rules::recorded(&large), &grow.name);
+        let shrink = Step { name: "shrinking".to_owned(), applied: Objects::default(), deleted };
+        source.take(&shrink);
+        proxy.wait_for_step(&Rules::recorded(&base), &shrink.name);
+    });
+}
+
 /// The objects after step `last` (from 1), and its name.
-fn objects_after(last: usize) -> (Objects, String) {
+pub fn objects_after(last: usize) -> (Objects, String) {
     let mut objects = Objects::recorded(&["all.yaml"]);
     let steps = Step::recorded();
     let taken = steps.get(..last).unwrap_or_else(|| panic!("{} steps are recorded", steps.len()));
@@ -86,4 +105,24 @@ fn legacy_fresh_from_api() {
 #[test]
 fn nft_fresh_from_api() {
     fresh(Tools::Nft, Source::api);
+}
+
+#[test]
+fn legacy_growing_large_from_manifests() {
+    growing_large(Tools::Legacy, Source::folder);
+}
+
+#[test]
+fn nft_growing_large_from_manifests() {
+    growing_large(Tools::Nft, Source::folder);
+}
+
+#[test]
+fn legacy_growing_large_from_api() {
+    growing_large(Tools::Legacy, Source::api);
+}
+
+#[test]
+fn nft_growing_large_from_api() {
+    growing_large(Tools::Nft, Source::api);
 }

@@ -6,6 +6,7 @@ use crate::proxy::Proxy;
 use crate::recording::{Rules, config, folder, golden};
 use crate::saved::Tables;
 use crate::source::Source;
+use crate::steps::objects_after;
 
 /// Starts ferrule with the configuration `base` over the rules of configuration `case`, changed by
 /// `left`, and expects the rules of `base`, changed by `expected`.
@@ -48,6 +49,20 @@ fn rules_of_a_large_cluster() {
 #[test]
 fn stale_and_damaged_rules() {
     Tools::ALL.into_iter().for_each(|tools| check(tools, "base", damage, |_| {}));
+}
+
+/// Services changed while no proxy ran.
+#[test]
+fn rules_of_other_objects() {
+    for tools in Tools::ALL {
+        let base = folder(tools, "base");
+        let (objects, step) = objects_after(12);
+        Node::run(tools, |node| {
+            node.restore(&Rules::recorded(&base));
+            let mut proxy = Proxy::start(node, &config(&base), &Source::folder(node, &objects));
+            proxy.wait_for_step(&Rules::recorded(&base.join("steps").join(&step)), &step);
+        });
+    }
 }
 
 /// Others had their rules before: the jumps of the proxy go before them, as kube-proxy does it.
