@@ -124,9 +124,9 @@ pub(crate) fn node() -> impl Strategy<Value = Node> {
 
 /// The i-th Service, if it is there, and its slices, which may be there without it.
 pub(crate) fn service_with_slices(i: usize) -> impl Strategy<Value = (Option<Service>, Vec<EndpointSlice>)> {
-    let slices = |n| prop::collection::vec(slice(i, n), 0..=1);
-    (prop::option::weighted(0.9, service(i)), slices(0), slices(1), slices(2))
-        .prop_map(|(service, a, b, c)| (service, [a, b, c].concat()))
+    let slice = |n| prop::option::weighted(0.7, slice(i, n));
+    (prop::option::weighted(0.9, service(i)), slice(0), slice(1), slice(2))
+        .prop_map(|(service, a, b, c)| (service, [a, b, c].into_iter().flatten().collect()))
 }
 
 fn service(i: usize) -> impl Strategy<Value = Service> {
@@ -192,7 +192,7 @@ fn slice(i: usize, n: usize) -> impl Strategy<Value = EndpointSlice> {
         ("", Protocol::Sctp, 8081),
         ("http", Protocol::Tcp, 8090),
     ];
-    (select(IpFamily::BOTH.to_vec()), subsequence(ports.to_vec(), 0..=5)).prop_flat_map(move |(family, ports)| {
+    (select(IpFamily::BOTH.to_vec()), subsequence(ports.to_vec(), 2..=5)).prop_flat_map(move |(family, ports)| {
         prop::collection::vec(endpoint(family), 0..=4).prop_map(move |endpoints| EndpointSlice {
             service: name(i),
             name: format!("s{i}-{n}").into(),
@@ -310,17 +310,15 @@ impl PacketSeed {
         let source = sources[self.source.index(sources.len())];
         // Own addresses are those of processes here; nothing else comes with them from outside.
         let interface = (!world().is_local(source)).then(|| self.interface.to_owned());
-        let backends = target
-            .and_then(|(name, _)| plan.services().get(name))
-            .map(|service| service.backends())
-            .unwrap_or_default();
-        let remembered: BTreeMap<Backend, u32> = match backends.as_slice() {
-            [] => BTreeMap::new(),
-            known => self.remembered.iter().map(|(index, age)| (known[index.index(known.len())], *age)).collect(),
-        };
         let protocol = self.protocol.or(target.map(|(name, _)| name.protocol)).unwrap_or_default();
+        let name = target.map(|(name, _)| name).filter(|name| name.protocol == protocol);
+        let known = name.and_then(|name| plan.services().get(name)).map(|service| service.backends());
+        let remembered: BTreeMap<Backend, u32> = match known.as_deref() {
+            None | Some([]) => BTreeMap::new(),
+            Some(known) => self.remembered.iter().map(|(index, age)| (known[index.index(known.len())], *age)).collect(),
+        };
         let packet = Packet { protocol, interface, source, destination, port, remembered };
-        (packet, target.map(|(name, _)| name.clone()))
+        (packet, name.cloned())
     }
 }
 

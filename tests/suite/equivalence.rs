@@ -1,5 +1,6 @@
 //! For any cluster and any packet: what the rules do is what the Plan says.
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use ferrule::backend::iptables::apply;
@@ -9,15 +10,18 @@ use ferrule::command::{Command, Run};
 use ferrule::net::IpFamily;
 use ferrule::plan::Plan;
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::clusters::{self, Input, PacketSeed};
+use crate::world::Verdict;
 use crate::{oracle, pipeline, tracer};
 
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Builder::new_current_thread().enable_time().build().unwrap());
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1024, ..ProptestConfig::default() })]
 
     #[test]
     fn rules_do_what_the_plan_says(
@@ -32,6 +36,38 @@ proptest! {
             }
         }
     }
+}
+
+/// What is made up covers what can happen: otherwise the test above would say little.
+#[test]
+fn packets_meet_every_fate() {
+    let mut runner = TestRunner::deterministic();
+    let strategy = (clusters::input(3), prop::collection::vec(clusters::packet_seed(), 24));
+    let mut fates: BTreeMap<String, usize> = BTreeMap::new();
+    for _ in 0..200 {
+        let (input, seeds) = strategy.new_tree(&mut runner).unwrap().current();
+        let plan = plan(&input, IpFamily::V4);
+        for seed in &seeds {
+            let (packet, _) = seed.grow(&plan);
+            for (verdict, _) in oracle::judge(&plan, &clusters::world(), &packet).iter() {
+                let from = if packet.interface.is_some() { "from outside" } else { "from here" };
+                let fate = match verdict {
+                    Verdict::Delivered { backend, masqueraded, remembers } => {
+                        let hairpin = backend.ip == packet.source;
+                        format!(
+                            "delivered {from}, masqueraded: {masqueraded}, remembers: {remembers}, hairpin: {hairpin}"
+                        )
+                    }
+                    other => format!("{other:?} {from}"),
+                };
+                *fates.entry(fate).or_default() += 1;
+            }
+        }
+    }
+    // Eight ways to be delivered, less those where an endpoint that is sent back to itself from
+    // outside keeps its address; and refused, dropped or left alone.
+    
+    assert!(fates.len() >= 18 && fates.values().all(|count| *count >= 3), "{fates:#?}");
 }
 
 fn check(plan: &Plan, tables: &Tables, seed: &PacketSeed) -> Result<(), TestCaseError> {

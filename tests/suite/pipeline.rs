@@ -29,7 +29,6 @@ pub(crate) fn cluster(
     }
     state.apply(Event::Addresses(addresses.into()));
     state.apply(Event::Node(Arc::new(node.clone())));
-    state.apply(Event::Addresses(Arc::from([])));
     for service in services {
         state.apply(Event::Service(Arc::new(service)));
     }
