@@ -66,7 +66,7 @@ fn packets_meet_every_fate() {
     }
     // Eight ways to be delivered, less those where an endpoint that is sent back to itself from
     // outside keeps its address; and refused, dropped or left alone.
-    
+
     assert!(fates.len() >= 18 && fates.values().all(|count| *count >= 3), "{fates:#?}");
 }
 

@@ -11,6 +11,7 @@
 mod api;
 mod clusters;
 mod config;
+mod decisions;
 mod equivalence;
 mod golden;
 mod manifests;
