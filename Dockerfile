@@ -13,6 +13,7 @@ FROM ${BUILD_BASE} AS build
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY src src
+COPY examples examples
 # The manifest names these, so cargo wants to see them; nothing of them is compiled.
 COPY tests tests
 RUN cargo build --release --locked --bin ferrule --target-dir /build

@@ -1,5 +1,6 @@
 //! Subcommands. Without one, ferrule is the proxy and its command line is kube-proxy's.
 
+pub mod demo;
 pub mod render;
 
 use std::ffi::OsString;
@@ -21,7 +22,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Invocation::Proxy(flags) => flags,
         Invocation::Print(text) => return print(&text),
         Invocation::Render { flags, ip_family } => return render::main(&flags, ip_family),
-        Invocation::Demo { .. } => return fail(&"Error: this subcommand is not built yet"),
+        Invocation::Demo { mode } => return run(demo::run(mode)),
     };
     let loaded = config::load(&flags);
     let logging = loaded.config.as_ref().ok().map(|config| &config.logging);
@@ -36,14 +37,16 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    run(async { crate::run::run(config).await.map(|()| ExitCode::SUCCESS) })
+}
+
+/// Runs to the end what needs a runtime.
+fn run(work: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
-    match runtime.block_on(crate::run::run(config)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&format!("Error: {error:#}")),
-    }
+    runtime.block_on(work).unwrap_or_else(|error| fail(&format!("Error: {error:#}")))
 }
 
 /// Says why it did not work, for an exit code of 1.

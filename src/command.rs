@@ -1,5 +1,6 @@
 //! Running other programs. Nothing else in ferrule starts a process.
 
+pub mod background;
 #[cfg(feature = "fixtures")]
 pub mod fake;
 
