@@ -14,6 +14,7 @@ mod config;
 mod decisions;
 mod equivalence;
 mod golden;
+mod incremental;
 mod manifests;
 mod oracle;
 mod pipeline;

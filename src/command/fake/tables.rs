@@ -104,6 +104,11 @@ impl Tables {
         self.tables.get(&table).map(ToString::to_string).unwrap_or_default()
     }
 
+    /// Empties a table: only built-in chains are left.
+    pub fn flush(&mut self, table: Table) {
+        self.tables.insert(table, Content::new(table, self.family));
+    }
+
     pub(super) fn content(&self, table: Table) -> Option<&Content> {
         self.tables.get(&table)
     }

@@ -1,0 +1,349 @@
+//! Changes applied one after the other end where a fresh start ends, whatever happens on the way;
+//! and no packet notices more of it than the change itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ferrule::backend::iptables::apply::{Iptables, Settings as Mode};
+use ferrule::backend::iptables::compile::{NFACCT_LOCALHOST_ACCEPTED, Shared};
+use ferrule::backend::iptables::netlink::Counters;
+use ferrule::backend::iptables::ruleset::Table;
+use ferrule::backend::iptables::tools::Tools;
+use ferrule::backend::{ApplyError, Intact, Report};
+use ferrule::cluster::{ClusterState, Event};
+use ferrule::command::fake::{FakeKernel, Fault, Refusal, Tables, Variant};
+use ferrule::model::{EndpointSlice, Kind, Node, ObjectRef, Service};
+use ferrule::net::IpFamily;
+use ferrule::plan::Plan;
+use ferrule::plan::build::Settings;
+use ferrule::sync::Pipeline;
+use ferrule::sync::pacer::Pace;
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::clusters::{self, PacketSeed};
+use crate::world::{Verdict, World};
+use crate::{pipeline, tracer};
+
+/// So many Services come and go.
+const SERVICES: usize = 3;
+
+/// Something that happens.
+#[derive(Clone, Debug)]
+enum Step {
+    /// Service and slices of a number change; what is `None` is deleted.
+    Service(usize, Option<Service>, Vec<EndpointSlice>),
+    Node(Node),
+    Addresses(Vec<IpAddr>),
+    /// A source starts over and no longer knows these Services.
+    Relist(BTreeSet<usize>),
+    /// Everything is compared, as now and then.
+    Full,
+    /// The proxy is started again, with other settings.
+    Restart(Settings),
+    /// Somebody flushes tables, and the proxy looks.
+    Flush(Vec<Table>),
+}
+
+/// A step, what goes wrong while it is applied, and whether the next one comes before it is.
+#[derive(Clone, Debug)]
+struct Move {
+    step: Step,
+    faults: Vec<(usize, Fault)>,
+    merged: bool,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let service = (0..SERVICES).prop_flat_map(|i| {
+        clusters::service_with_slices(i).prop_map(move |(service, slices)| Step::Service(i, service, slices))
+    });
+    let tables = subsequence(vec![Table::Mangle, Table::Filter, Table::Nat], 1..=3);
+    prop_oneof![
+        8 => service,
+        1 => clusters::node().prop_map(Step::Node),
+        1 => subsequence(clusters::interface_addresses(), 0..=8).prop_map(Step::Addresses),
+        1 => subsequence((0..SERVICES).collect::<Vec<_>>(), 0..=SERVICES)
+            .prop_map(|gone| Step::Relist(gone.into_iter().collect())),
+        1 => Just(Step::Full),
+        1 => clusters::settings().prop_map(Step::Restart),
+        1 => tables.prop_map(Step::Flush),
+    ]
+}
+
+fn fault() -> impl Strategy<Value = (usize, Fault)> {
+    let faults = vec![Fault::Locked, Fault::KilledBefore, Fault::KilledBetween, Fault::KilledAfter];
+    (0..4usize, select(faults))
+}
+
+fn moves(faults: std::ops::RangeInclusive<usize>) -> impl Strategy<Value = Vec<Move>> {
+    let one = (step(), prop::collection::vec(fault(), faults), prop::bool::weighted(0.2));
+    prop::collection::vec(one.prop_map(|(step, faults, merged)| Move { step, faults, merged }), 1..10)
+}
+
+fn variant() -> impl Strategy<Value = Variant> {
+    select(vec![Variant::Legacy, Variant::Nft])
+}
+
+fn family() -> impl Strategy<Value = IpFamily> {
+    select(IpFamily::BOTH.to_vec())
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
+}
+
+/// A node with its proxy.
+struct Rig {
+    family: IpFamily,
+    kernel: FakeKernel,
+    state: ClusterState,
+    objects: BTreeMap<usize, (Option<Service>, Vec<EndpointSlice>)>,
+    settings: Settings,
+    pipeline: Pipeline<Iptables<FakeKernel>>,
+    /// Whether the last sync failed, or there was none.
+    failed: bool,
+    /// Whether the kernel is told to refuse something.
+    may_be_refused: bool,
+}
+
+impl Rig {
+    async fn start(family: IpFamily, kernel: FakeKernel, settings: Settings, node: Node) -> Rig {
+        let state = pipeline::cluster(&node, &clusters::interface_addresses(), [], []);
+        let pipeline = started(family, &kernel, &settings).await;
+        Rig { family, kernel, state, objects: BTreeMap::new(), settings, pipeline, failed: true, may_be_refused: false }
+    }
+
+    /// What should be in the kernel now.
+    fn plan(&self) -> Plan {
+        pipeline::plan(&self.state, &self.settings, self.family)
+    }
+
+    async fn step(&mut self, step: &Step) {
+        match step {
+            Step::Service(i, service, slices) => self.put(*i, service.as_ref(), slices),
+            Step::Node(node) => self.event(Event::Node(Arc::new(node.clone()))),
+            Step::Addresses(addresses) => self.event(Event::Addresses(addresses.as_slice().into())),
+            Step::Relist(gone) => {
+                self.objects.retain(|i, _| !gone.contains(i));
+                self.relist();
+            }
+            Step::Full => self.pipeline.mark_everything(),
+            Step::Restart(settings) => {
+                self.settings = settings.clone();
+                self.pipeline = started(self.family, &self.kernel, settings).await;
+                self.failed = true;
+            }
+            Step::Flush(tables) => {
+                let mut left = self.kernel.tables(self.family);
+                tables.iter().for_each(|table| left.flush(*table));
+                self.kernel.load(left);
+                self.look().await;
+            }
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        let changed = self.state.apply(event);
+        self.pipeline.mark(&changed);
+    }
+
+    fn put(&mut self, i: usize, service: Option<&Service>, slices: &[EndpointSlice]) {
+        let (old_service, old_slices) = self.objects.remove(&i).unwrap_or_default();
+        for slice in &old_slices {
+            if !slices.iter().any(|new| new.name == slice.name) {
+                let name = ObjectRef::new(Kind::EndpointSlice, &slice.service.namespace, &slice.name);
+                self.event(Event::Deleted(name));
+            }
+        }
+        match (service, old_service) {
+            (Some(service), _) => self.event(Event::Service(Arc::new(service.clone()))),
+            (None, Some(old)) => {
+                self.event(Event::Deleted(ObjectRef::new(Kind::Service, &old.name.namespace, &old.name.name)));
+            }
+            (None, None) => {}
+        }
+        for slice in slices {
+            self.event(Event::EndpointSlice(Arc::new(slice.clone())));
+        }
+        self.objects.insert(i, (service.cloned(), slices.to_vec()));
+    }
+
+    fn relist(&mut self) {
+        self.event(Event::Listing(Kind::Service));
+        self.event(Event::Listing(Kind::EndpointSlice));
+        for (service, slices) in self.objects.clone().into_values() {
+            for slice in slices {
+                self.event(Event::EndpointSlice(Arc::new(slice)));
+            }
+            if let Some(service) = service {
+                self.event(Event::Service(Arc::new(service)));
+            }
+        }
+        self.event(Event::Synced(Kind::Service));
+        self.event(Event::Synced(Kind::EndpointSlice));
+    }
+
+    /// Looks whether the rules are still there, as the loop does from time to time.
+    async fn look(&mut self) {
+        let mut worker = self.pipeline.lend().expect("the worker is here");
+        let intact = worker.check().await;
+        self.pipeline.give_back(worker);
+        if !matches!(intact, Ok(Intact::Yes)) {
+            self.pipeline.mark_everything();
+        }
+    }
+
+    /// Syncs if something asks for it: a change, or a failure before.
+    async fn sync(&mut self) -> Result<Report, ApplyError> {
+        if !self.failed && !self.pipeline.pacer.is_requested() {
+            return Ok(Report::default());
+        }
+        let job = self.pipeline.begin(&self.state).expect("the worker is here");
+        let result = self.pipeline.end(job.run().await, Duration::ZERO);
+        self.failed = result.is_err();
+        if let Ok(report) = &result {
+            let refused = report.refused.iter().map(|(name, reason)| format!("{name}: {reason}"));
+            let refused: Vec<String> = refused.collect();
+            assert!(self.may_be_refused || refused.is_empty(), "refused: {refused:?}");
+        }
+        result
+    }
+
+    /// Tries until it succeeds, as the loop does.
+    async fn sync_at_last(&mut self) -> Report {
+        for _ in 0..20 {
+            if let Ok(report) = self.sync().await {
+                return report;
+            }
+        }
+        panic!("no sync succeeds");
+    }
+}
+
+async fn started(family: IpFamily, kernel: &FakeKernel, settings: &Settings) -> Pipeline<Iptables<FakeKernel>> {
+    let mut tools = Tools::probe(kernel.clone(), family).await;
+    for _ in 0..10 {
+        if tools.is_err() {
+            tools = Tools::probe(kernel.clone(), family).await;
+        }
+    }
+    let mode = Mode { mark: 0x4000, drop_invalid: true };
+    let counters = || Counters { invalid_dropped: true, localhost_accepted: true };
+    let backend = Iptables::new(tools.expect("the programs work"), mode, counters);
+    let pace = Pace { min: Duration::ZERO, retry: Duration::ZERO, max: Duration::from_secs(3600) };
+    Pipeline::new(family, Arc::new(settings.clone()), pace, backend)
+}
+
+/// The rules of a first sync with this state on an empty kernel.
+async fn fresh(rig: &Rig) -> Tables {
+    let kernel = FakeKernel::new(Variant::Nft);
+    let mut pipeline = started(rig.family, &kernel, &rig.settings).await;
+    let job = pipeline.begin(&rig.state).unwrap();
+    pipeline.end(job.run().await, Duration::ZERO).unwrap();
+    kernel.tables(rig.family)
+}
+
+/// Chains and rules as texts; where the order is free, sorted.
+fn normalized(tables: &Tables) -> BTreeMap<(Table, String), Vec<String>> {
+    let mut chains = BTreeMap::new();
+    for table in [Table::Mangle, Table::Filter, Table::Nat] {
+        for (name, chain) in tables.chains(table) {
+            let mut rules: Vec<String> = chain.rules.iter().map(ToString::to_string).collect();
+            if Shared::ALL.iter().any(|shared| shared.table() == table && shared.chain().as_str() == name) {
+                let is_last = |rule: &String| rule.contains("must be the last rule");
+                let tail = rules.iter().position(is_last).unwrap_or(rules.len());
+                assert!(rules[tail..].iter().all(is_last), "something stands behind the last rules: {rules:#?}");
+                if shared_with_counter(table, name) {
+                    assert_counted_first(&rules);
+                }
+                rules.sort();
+            }
+            chains.insert((table, name.to_owned()), rules);
+        }
+    }
+    chains
+}
+
+fn shared_with_counter(table: Table, chain: &str) -> bool {
+    let shared = Shared::NatNodePorts;
+    (shared.table(), shared.chain().as_str()) == (table, chain)
+}
+
+/// The rule that counts packets to a node port on loopback addresses stands before the one that
+/// takes them all.
+fn assert_counted_first(rules: &[String]) {
+    for (at, rule) in rules.iter().enumerate() {
+        if let Some(rest) = rule.strip_prefix("-d 127.0.0.0/8 ") {
+            let plain = rest.replace(&format!(" -m nfacct --nfacct-name  {NFACCT_LOCALHOST_ACCEPTED}"), "");
+            assert_ne!(plain, rest, "{rule}");
+            let general = rules.iter().position(|other| *other == plain);
+            assert!(general.is_some_and(|general| at < general), "{rule} comes too late: {rules:#?}");
+        }
+    }
+}
+
+#[track_caller]
+fn assert_same(ours: &Tables, expected: &Tables) {
+    let (mut ours, expected) = (normalized(ours), normalized(expected));
+    // The kubelet's as well: what stands there is left where it is not needed.
+    let firewall = (Table::Filter, "KUBE-FIREWALL".to_owned());
+    if expected[&firewall].is_empty() {
+        ours.insert(firewall, Vec::new());
+    }
+    for chain in ours.keys().chain(expected.keys()).collect::<BTreeSet<_>>() {
+        assert_eq!(ours.get(chain), expected.get(chain), "{chain:?}: left is what the kernel holds");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1024, ..ProptestConfig::default() })]
+
+    #[test]
+    fn step_by_step_ends_like_a_fresh_start(
+        variant in variant(), family in family(), settings in clusters::settings(), node in clusters::node(),
+        moves in moves(0..=0),
+    ) {
+        runtime().block_on(async {
+            let mut rig = Rig::start(family, FakeKernel::new(variant), settings, node).await;
+            rig.sync().await.unwrap();
+            for Move { step, merged, .. } in &moves {
+                rig.step(step).await;
+                if !merged {
+                    rig.sync().await.unwrap();
+                    assert_same(&rig.kernel.tables(family), &fresh(&rig).await);
+                }
+            }
+            rig.sync().await.unwrap();
+            assert_same(&rig.kernel.tables(family), &fresh(&rig).await);
+            // Nothing is left to do.
+            rig.kernel.take_calls();
+            rig.pipeline.mark_everything();
+            prop_assert_eq!(rig.sync().await.unwrap(), Report::default());
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn faults_leave_nothing_behind(
+        variant in variant(), family in family(), settings in clusters::settings(), node in clusters::node(),
+        moves in moves(0..=3),
+    ) {
+        runtime().block_on(async {
+            let mut rig = Rig::start(family, FakeKernel::new(variant), settings, node).await;
+            for Move { step, faults, merged } in &moves {
+                for (after, fault) in faults {
+                    rig.kernel.inject(*after, *fault);
+                }
+                rig.step(step).await;
+                if !merged && rig.sync().await.is_ok() {
+                    assert_same(&rig.kernel.tables(family), &fresh(&rig).await);
+                }
+            }
+            rig.sync_at_last().await;
+            assert_same(&rig.kernel.tables(family), &fresh(&rig).await);
+        });
+    }
+}
