@@ -31,7 +31,7 @@ fn refuse(world: &World, chain: &str, says_where: bool) {
     world.tools.replace(
         "-restore",
         &format!(
-            "cat > $STATE/input.$$\nline=$(grep -n -m 1 -e '^-A {chain} ' $STATE/input.$$ | cut -d : -f 1)\nif [ -n \"$line\" ]; then {complain}; fi\n$REAL \"$@\" < $STATE/input.$$; code=$?; rm $STATE/input.$$; exit $code"
+            "cat > $STATE/input.$$\nline=$(grep -n -m 1 -e '^-A {chain} ' $STATE/input.$$ | cut -d : -f 1)\nif [ -n \"$line\" ]; then {complain}; fi\n$REAL \"$@\" < $STATE/input.$$ 2> $STATE/err.$$; code=$?; cat $STATE/err.$$ >&2; [ $code = 0 ] && rm $STATE/*.$$; exit $code"
         ),
     );
 }
