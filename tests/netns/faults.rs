@@ -13,7 +13,7 @@ use crate::proxy::{Config, LONG, Proxy, write};
 use crate::restart::state;
 use crate::rules::Rules;
 use crate::tools::Variant;
-use crate::traffic::{Call, Probers, Proto, Stream};
+use crate::traffic::{Call, Probers, Proto};
 use crate::world::{Case, Fabric, Family, World, within};
 
 matrix!(tables_flushed_by_others, broken_restores);
@@ -91,7 +91,8 @@ fn tables_flushed_by_others(case: Case) {
     let proxy = Proxy::start(&world, &config(), &objects);
     let want = state(&world);
     let cluster = SocketAddr::new(objects.services[0].cluster_ip, SERVICE_PORT);
-    let stream = Stream::open(&world.pod("a1").netns, Call::new(Proto::Tcp, cluster));
+    // Connections that are open are not looked at: with the last rule that needs it, connection
+    // tracking itself ends, and with it every translated connection. Nothing a proxy could do about.
     // Noticed within the period, written within some seconds on a busy machine.
     let limit = SYNC_PERIOD + Duration::from_secs(15);
     let check = |what: &str, want: &Rules| {
@@ -101,7 +102,6 @@ fn tables_flushed_by_others(case: Case) {
             let outcome = Call::new(proto, cluster).make_in(&world.pod("a1").netns);
             assert!(outcome.endpoint().is_some(), "{what}: {proto:?}: {outcome}");
         }
-        stream.works(what);
     };
 
     for family in Family::BOTH {
@@ -148,8 +148,6 @@ fn tables_flushed_by_others(case: Case) {
         let outcome = Call::new(proto, cluster).make_in(&world.pod("a1").netns);
         assert!(outcome.endpoint().is_some(), "after a full rewrite: {proto:?}: {outcome}");
     }
-    stream.works("after a full rewrite");
-    stream.finish();
 }
 
 /// A restore is killed before, in, or after its work; the next ones do theirs.

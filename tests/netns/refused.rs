@@ -13,7 +13,7 @@ use crate::rules::Rules;
 use crate::traffic::{Call, Proto};
 use crate::world::{Case, Fabric, World, eventually};
 
-matrix!(refused_with_a_line_number, refused_without_a_word, refused_by_the_kernel);
+matrix!(refused_with_a_line_number, refused_without_a_word, refused_by_the_real_programs);
 
 /// The name of a Service's cluster chain.
 fn chain(service: &Service, proto: Proto) -> String {
@@ -113,19 +113,21 @@ fn all_but(world: &World, objects: &Objects, aside: &str) {
     }
 }
 
-/// No script this time: comments of more than 255 bytes are too long for the kernel. An API server
-/// would not take such a name; a manifest file may have it.
-fn refused_by_the_kernel(case: Case) {
+/// No script this time: the real programs do not take an affinity of zero seconds. An API server
+/// would not take it either; a manifest file may have it.
+fn refused_by_the_real_programs(case: Case) {
     let world = case.world(Fabric::Bridge, 3, 1);
-    let name = "x".repeat(250);
-    let bad = Service::new(&world, &name, 500, &["a0"]).outside(1);
+    let bad = Service { affinity: Some(0), ..Service::new(&world, "bad", 500, &["a0"]).outside(1) };
     let good = |n: u16| Service::new(&world, &format!("good-{n}"), n, &["a0", "b0"]);
     let mut objects = Objects::new((1..=5).map(good).chain([bad]));
     let proxy = Proxy::start(&world, &Config::default(), &objects);
-    all_but(&world, &objects, &name);
+    all_but(&world, &objects, "bad");
     let log = fs::read_to_string(world.log_path()).unwrap();
-    assert!(log.contains(&name), "the log does not name the Service");
+    assert!(log.contains("ns/bad"), "the log does not name the Service");
     objects.services.push(good(6));
     proxy.apply(&objects);
-    all_but(&world, &objects, &name);
+    all_but(&world, &objects, "bad");
+    objects.service("bad").affinity = Some(60);
+    proxy.apply(&objects);
+    all_but(&world, &objects, "");
 }
