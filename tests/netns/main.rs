@@ -52,8 +52,12 @@ macro_rules! matrix {
 
 mod acceptance;
 mod balancing;
+mod crash;
 mod doors;
+mod faults;
+mod one_change;
 mod refusal;
+mod refused;
 mod restart;
 mod rolling;
 mod self_check;

@@ -4,13 +4,13 @@ use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::{Value, json};
 
-use crate::objects::{Objects, Service};
+use crate::objects::{Endpoint, Objects, Service};
 use crate::rules::Rules;
 use crate::traffic::Proto;
 use crate::world::{Fabric, Family, Node, World, eventually};
@@ -219,14 +219,19 @@ fn manifests(world: &World) -> PathBuf {
     dir
 }
 
-/// Writes the objects and a Service that no earlier call has written.
+/// Writes the objects and a marker Service that has not been written before.
 pub fn write(world: &World, objects: &Objects) -> Service {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    // Sorts last, has no endpoint of interest, and is of no use to anybody.
-    let name = format!("zz-marker-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+    world.markers.fetch_add(1, Ordering::Relaxed);
+    write_same_marker(world, objects)
+}
+
+/// Writes the objects beside the marker Service that is there already: they are all that changes.
+pub fn write_same_marker(world: &World, objects: &Objects) -> Service {
+    // Sorts last, and is of no use to anybody.
+    let name = format!("zz-marker-{}", world.markers.load(Ordering::Relaxed));
     let mut marker = Service::new(world, &name, 9_999, &[]);
     marker.protocols = vec![Proto::Tcp];
-    marker.endpoints = vec![crate::objects::Endpoint::ready(&world.pods[0], world.family())];
+    marker.endpoints = vec![Endpoint::ready(&world.pods[0], world.family())];
     let mut all = objects.clone();
     all.services.push(marker.clone());
     all.write(&manifests(world));

@@ -11,6 +11,7 @@ mod namespace;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU32;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -75,6 +76,8 @@ pub struct World {
     pub servers: Servers,
     /// The tools of node A.
     pub tools: Tools,
+    /// How many marker Services have been written.
+    pub markers: AtomicU32,
     dir: TempDir,
 }
 
@@ -90,7 +93,7 @@ impl Case {
             servers.listen(pod, Proto::Udp, POD_PORT);
         }
         let links::Wired { client, node, peer, pods } = wired;
-        World { case: self, fabric, client, node, peer, pods, servers, tools, dir }
+        World { case: self, fabric, client, node, peer, pods, servers, tools, markers: AtomicU32::new(0), dir }
     }
 }
 

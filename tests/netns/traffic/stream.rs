@@ -1,8 +1,8 @@
 //! A long-lived TCP connection that is used all the time.
 
 use std::io::{Read, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -15,7 +15,8 @@ pub struct Stream {
     pub answer: Answer,
     rounds: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Result<(), String>>>,
+    error: Arc<Mutex<String>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 // === impl Stream ===
@@ -25,7 +26,8 @@ impl Stream {
     pub fn open(netns: &Namespace, call: Call) -> Stream {
         let (mut stream, answer) = netns.run(|| call.open()).unwrap_or_else(|error| panic!("{call:?}: {error}"));
         let (rounds, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let (counter, stopped) = (Arc::clone(&rounds), Arc::clone(&stop));
+        let error = Arc::new(Mutex::new(String::new()));
+        let (counter, stopped, report) = (Arc::clone(&rounds), Arc::clone(&stop), Arc::clone(&error));
         let thread = std::thread::spawn(move || {
             stream.set_nodelay(true).unwrap();
             // Long enough for several retransmissions, short enough for a test to end.
@@ -35,16 +37,20 @@ impl Stream {
                 let sent = round.to_be_bytes();
                 let mut back = [0; 8];
                 let echo = stream.write_all(&sent).and_then(|()| stream.read_exact(&mut back));
-                echo.map_err(|error| format!("round {round}: {error}"))?;
-                if back != sent {
-                    return Err(format!("round {round}: {back:?} came back for {sent:?}"));
+                let wrong = match echo {
+                    Ok(()) if back == sent => None,
+                    Ok(()) => Some(format!("round {round}: {back:?} came back for {sent:?}")),
+                    Err(error) => Some(format!("round {round}: {error}")),
+                };
+                if let Some(wrong) = wrong {
+                    *report.lock().unwrap() = wrong;
+                    return;
                 }
                 counter.fetch_add(1, Ordering::Relaxed);
                 std::thread::sleep(Duration::from_millis(3));
             }
-            Ok(())
         });
-        Stream { answer, rounds, stop, thread: Some(thread) }
+        Stream { answer, rounds, stop, error, thread: Some(thread) }
     }
 
     /// Waits until more has come back than so far: the connection works at this moment.
@@ -52,7 +58,10 @@ impl Stream {
     pub fn works(&self, when: &str) {
         // What is under way now may have been answered before; the next one was not.
         let target = self.rounds.load(Ordering::Relaxed) + 2;
-        eventually(Duration::from_secs(12), &format!("the open connection goes on {when}"), || {
+        let what = format!("the open connection to {} goes on {when}", self.answer.endpoint);
+        eventually(Duration::from_secs(12), &what, || {
+            let ended = self.thread.as_ref().is_none_or(JoinHandle::is_finished);
+            assert!(!ended, "{what}: {}", self.error.lock().unwrap());
             (self.rounds.load(Ordering::Relaxed) >= target).then_some(())
         });
     }
@@ -61,8 +70,8 @@ impl Stream {
     #[track_caller]
     pub fn finish(mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        let result = self.thread.take().unwrap().join().unwrap();
-        assert_eq!(result, Ok(()), "the long-lived connection to {} broke", self.answer.endpoint);
+        self.thread.take().unwrap().join().unwrap();
+        assert_eq!(*self.error.lock().unwrap(), "", "the long-lived connection to {} broke", self.answer.endpoint);
     }
 }
 
