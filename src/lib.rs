@@ -5,14 +5,10 @@
 //!                           `- IO -'   `----------- pure: no tokio, fs, process, clock, log ---------'   `IO'
 //! ```
 //!
-//! Modules are declared in the order in which data flows; none calls back up the line. See
+//! Modules are declared so that each uses only those before it: nothing calls back up the line. See
 //! ARCHITECTURE.md for the code map and the invariants.
 
 pub mod net;
-
-pub mod config;
-
-pub mod source;
 
 pub mod model;
 
@@ -21,9 +17,12 @@ pub mod topology;
 
 pub mod plan;
 
-pub mod backend;
+pub mod config;
+pub mod source;
 
 pub mod command;
+
+pub mod backend;
 
 pub mod sync;
 
