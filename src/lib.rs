@@ -33,3 +33,6 @@ pub mod telemetry;
 pub mod run;
 
 pub mod cli;
+
+#[cfg(feature = "fixtures")]
+pub mod fixtures;

@@ -288,14 +288,17 @@ fn list(path: &Path) -> io::Result<Vec<PathBuf>> {
     }
     let mut paths = Vec::new();
     for entry in fs::read_dir(path)? {
-        let path = entry?.path();
+        let entry = entry?;
+        let path = entry.path();
         if !is_manifest_name(&path) {
             continue;
         }
+        let kind = entry.file_type()?;
         // Links are followed: in a ConfigMap volume all files are links.
-        let is_there = match fs::metadata(&path) {
-            Ok(found) => found.is_file(),
-            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        let is_there = match kind.is_symlink().then(|| fs::metadata(&path)) {
+            None => kind.is_file(),
+            Some(Ok(found)) => found.is_file(),
+            Some(Err(error)) => error.kind() != io::ErrorKind::NotFound,
         };
         if is_there {
             paths.push(path);

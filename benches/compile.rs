@@ -1,0 +1,78 @@
+//! From the Plan to the input of `iptables-restore`.
+
+#![allow(missing_docs, clippy::unwrap_used, reason = "a bench ends by a panic when something is not as expected")]
+
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::sync::Arc;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use ferrule::backend::iptables::apply::{self, first_input, style};
+use ferrule::backend::iptables::netlink::Counters;
+use ferrule::backend::iptables::restore::Input;
+use ferrule::backend::iptables::{compile, diff};
+use ferrule::cluster::ClusterState;
+use ferrule::fixtures::{NODE, cluster};
+use ferrule::net::IpFamily;
+use ferrule::plan::Plan;
+use ferrule::plan::build::{DetectLocal, NodePortSetting, PlanContext, Settings, node_plan};
+
+/// Numbers of Services, each with [`ENDPOINTS`].
+const SIZES: [usize; 3] = [10, 1_000, 10_000];
+const ENDPOINTS: usize = 10;
+
+const IPTABLES: apply::Settings = apply::Settings { mark: 1 << 14, drop_invalid: true };
+const COUNTERS: Counters = Counters { invalid_dropped: true, localhost_accepted: true };
+
+fn plan(services: usize) -> Plan {
+    let mut state = ClusterState::new();
+    for event in cluster(services, ENDPOINTS).events() {
+        state.apply(event);
+    }
+    let settings = Settings {
+        node_name: NODE.into(),
+        bind_address: None,
+        masquerade_all: false,
+        localhost_node_ports: true,
+        node_port_addresses: NodePortSetting::Cidrs(Vec::new()),
+        detect_local: DetectLocal::ClusterCidr(vec!["10.128.0.0/9".parse().unwrap()]),
+        external_ips: true,
+    };
+    let node = state.node().unwrap();
+    let context = PlanContext::new(IpFamily::V4, &settings, node);
+    let planned = state.services().flat_map(|(service, slices)| context.plan(service, slices));
+    let services: BTreeMap<_, _> = planned.map(|(name, plan)| (name, Arc::new(plan))).collect();
+    Plan::new(Arc::new(node_plan(IpFamily::V4, &settings, node, &node.addresses)), services)
+}
+
+fn one_service(criterion: &mut Criterion) {
+    let plan = plan(1);
+    let (name, service) = plan.services().first_key_value().unwrap();
+    let style = style(&plan.node, plan.endpoints(), &IPTABLES, true, COUNTERS);
+    let mut group = criterion.benchmark_group("compile/one-service-of-10-endpoints");
+    group.bench_function("rules", |bencher| bencher.iter(|| compile::service(name, service, &style)));
+    let mut changed = (**service).clone();
+    changed.cluster.first_mut().unwrap().port += 1;
+    group.bench_function("difference-as-text", |bencher| {
+        bencher.iter(|| {
+            let changes = diff::service(name, Some((service, &style)), Some(&changed), &style, true);
+            Input::render(std::iter::once(&changes)).text
+        });
+    });
+}
+
+fn everything(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("compile/everything-to-text");
+    group.sample_size(10);
+    for services in SIZES {
+        let plan = plan(services);
+        let text = first_input(&plan, &IPTABLES, true, COUNTERS);
+        group.throughput(Throughput::Bytes(text.len() as u64));
+        group.bench_function(BenchmarkId::from_parameter(services), |bencher| {
+            bencher.iter(|| first_input(black_box(&plan), &IPTABLES, true, COUNTERS));
+        });
+    }
+}
+
+criterion_group!(benches, one_service, everything);
+criterion_main!(benches);
