@@ -22,7 +22,8 @@ fn addresses_come_and_go() {
         let tail = services.last().expect("a rule").replace("172.31.99.2/32", "172.31.99.77/32");
         services.push(tail);
         Node::run(tools, |node| {
-            let mut proxy = Proxy::start(node, &config(&folder), &recorded_objects());
+            let source = recorded_objects();
+            let mut proxy = Proxy::start(node, &config(&folder), &source);
             proxy.wait_for(&recorded);
             // The second one is outside the configured network.
             node.ip("addr add 172.31.99.77/24 dev d0\naddr add 172.31.97.77/24 dev d0\n");
@@ -42,7 +43,8 @@ fn a_kernel_without_ipv6() {
         Node::run(tools, |node| {
             // Of this network namespace, as the calling thread sees it.
             std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").expect("disable IPv6");
-            let mut proxy = Proxy::start(node, &config(&folder), &recorded_objects());
+            let source = recorded_objects();
+            let mut proxy = Proxy::start(node, &config(&folder), &source);
             proxy.wait_for(&Rules { v4, v6: Tables::default() });
         });
     }

@@ -21,7 +21,8 @@ fn from_manifests(tools: Tools, case: &str) {
     let folder = folder(tools, case);
     let files = object_files(case).iter().map(|file| golden().join("objects").join(file)).collect();
     Node::run(tools, |node| {
-        let mut proxy = Proxy::start(node, &config(&folder), &Source::Files(files));
+        let source = Source::Files(files);
+        let mut proxy = Proxy::start(node, &config(&folder), &source);
         proxy.wait_for(&Rules::recorded(&folder));
     });
 }

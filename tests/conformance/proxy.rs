@@ -18,9 +18,10 @@ const STUCK: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(50);
 
 /// A running ferrule. It ends with this value, and at the latest with the thread that started it.
-#[derive(Debug)]
 pub struct Proxy<'a> {
     node: &'a Node,
+    /// Outlives the proxy: dropping it may stop a server.
+    _source: &'a Source,
     child: Child,
     log: PathBuf,
 }
@@ -29,7 +30,7 @@ pub struct Proxy<'a> {
 
 impl<'a> Proxy<'a> {
     /// Starts it with a configuration file of this text.
-    pub fn start(node: &'a Node, config: &str, source: &Source) -> Proxy<'a> {
+    pub fn start(node: &'a Node, config: &str, source: &'a Source) -> Proxy<'a> {
         let (file, log) = (node.dir().join("config.yaml"), node.dir().join("ferrule.log"));
         std::fs::write(&file, config).expect("write the configuration");
         let output = File::options().create(true).append(true).open(&log).expect("open the log");
@@ -44,7 +45,7 @@ impl<'a> Proxy<'a> {
             .stderr(output)
             .spawn()
             .expect("run setpriv (package util-linux)");
-        Proxy { node, child, log }
+        Proxy { node, _source: source, child, log }
     }
 
     /// Waits until the rules in the kernel are the expected ones.
@@ -64,6 +65,7 @@ impl<'a> Proxy<'a> {
     pub fn wait_for_step(&mut self, expected: &Rules, step: &str) {
         if let Some(status) = self.wait(expected, step) {
             let differences = expected.differences(&self.node.rules());
+            let differences = first_lines(&differences, 60);
             panic!("after {step}, ferrule ended ({status}); the rules:\n{differences}{}", self.end_of_log());
         }
     }
@@ -108,6 +110,7 @@ impl<'a> Proxy<'a> {
                 (since, previous) = (now, Some(differences.clone()));
             }
             if now - since > STUCK || now - begin > DEADLINE {
+                let differences = first_lines(&differences, 120);
                 panic!("after {step}, the rules are not as expected:\n{differences}{}", self.end_of_log());
             }
             std::thread::sleep(POLL);
@@ -136,6 +139,13 @@ impl Drop for Proxy<'_> {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn first_lines(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let (first, more) = lines.split_at(lines.len().min(count));
+    let rest = if more.is_empty() { String::new() } else { format!("... and {} more lines\n", more.len()) };
+    format!("{}\n{rest}", first.join("\n"))
 }
 
 fn last_lines(file: &Path, count: usize) -> String {

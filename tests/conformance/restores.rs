@@ -104,9 +104,11 @@ fn restart(tools: Tools) {
 fn steps(tools: Tools) {
     let folder = folder(tools, "base");
     let mut before = Rules::recorded(&folder);
+    // Not a second to wait after each sync.
+    let config = config(&folder) + "iptables: {minSyncPeriod: 0s}\n";
     Node::run(tools, |node| {
         let source = Source::folder(node, &Objects::recorded(&["all.yaml"]));
-        let mut proxy = Proxy::start(node, &config(&folder), &source);
+        let mut proxy = Proxy::start(node, &config, &source);
         proxy.wait_for(&before);
         node.log_restores();
         let saved = node.dir().join("saved");

@@ -27,7 +27,8 @@ fn fresh(tools: Tools, make: Make) {
     for last in [4, 8, 12] {
         Node::run(tools, |node| {
             let (objects, step) = objects_after(last);
-            let mut proxy = Proxy::start(node, &config(&folder), &make(node, &objects));
+            let source = make(node, &objects);
+            let mut proxy = Proxy::start(node, &config(&folder), &source);
             proxy.wait_for_step(&Rules::recorded(&folder.join("steps").join(&step)), &step);
         });
     }

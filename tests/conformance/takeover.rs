@@ -15,7 +15,8 @@ fn check(tools: Tools, case: &str, left: impl Fn(&mut Tables) + Sync, expected: 
     let files = vec![golden().join("objects/all.yaml")];
     Node::run(tools, |node| {
         node.restore(&Rules::recorded(&folder(tools, case)).both(&left));
-        let mut proxy = Proxy::start(node, &config(&base), &Source::Files(files));
+        let source = Source::Files(files);
+        let mut proxy = Proxy::start(node, &config(&base), &source);
         proxy.wait_for_step(&Rules::recorded(&base).both(&expected), case);
     });
 }
@@ -59,7 +60,8 @@ fn rules_of_other_objects() {
         let (objects, step) = objects_after(12);
         Node::run(tools, |node| {
             node.restore(&Rules::recorded(&base));
-            let mut proxy = Proxy::start(node, &config(&base), &Source::folder(node, &objects));
+            let source = Source::folder(node, &objects);
+            let mut proxy = Proxy::start(node, &config(&base), &source);
             proxy.wait_for_step(&Rules::recorded(&base.join("steps").join(&step)), &step);
         });
     }
@@ -73,7 +75,8 @@ fn rules_of_others_before_a_first_start() {
         let files = vec![golden().join("objects/all.yaml")];
         Node::run(tools, |node| {
             node.restore(&Rules::empty().both(foreign));
-            let mut proxy = Proxy::start(node, &config(&base), &Source::Files(files));
+            let source = Source::Files(files);
+            let mut proxy = Proxy::start(node, &config(&base), &source);
             proxy.wait_for(&Rules::recorded(&base).both(foreign));
         });
     }

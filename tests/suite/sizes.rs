@@ -45,7 +45,8 @@ fn manifests(shape: &Shape, services: usize, endpoints: usize) -> String {
             text,
             "---\n\
              {{apiVersion: v1, kind: Service, metadata: {{namespace: shop, name: svc-{n:03}}}, spec: {{{spec}, \
-             clusterIP: 10.96.0.{n}, ports: [{{name: http, port: 80, nodePort: {node_port}}}]}}, status: {{{status}}}}}\n\
+             clusterIP: 10.96.0.{n}, ports: [{{name: http, port: 80, nodePort: {node_port}}}]}}, \
+             status: {{{status}}}}}\n\
              ---\n\
              {{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, metadata: {{namespace: shop, \
              name: svc-{n:03}-x, labels: {{kubernetes.io/service-name: svc-{n:03}}}}}, \
