@@ -1,0 +1,1 @@
+//! How the server is found and who we are there.
