@@ -354,3 +354,71 @@ pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ConnectionError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| ConnectionError::Unusable(error.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(settings: &Settings, env: &[(&str, &str)]) -> Result<Target, ConnectionError> {
+        let get = |name: &str| env.iter().find(|(n, _)| *n == name).map(|(_, value)| value.to_string());
+        Target::new(settings, &get, Path::new("/account"))
+    }
+
+    #[test]
+    fn in_a_pod() {
+        let env = [("KUBERNETES_SERVICE_HOST", "10.96.0.1"), ("KUBERNETES_SERVICE_PORT", "443")];
+        let found = target(&Settings::default(), &env).expect("a target");
+        assert_eq!(found.server, "https://10.96.0.1:443/");
+        assert_eq!(found.cluster.certificate_authority.as_deref(), Some("/account/ca.crt"));
+        assert_eq!(found.user.token_file.as_deref(), Some("/account/token"));
+        let env = [("KUBERNETES_SERVICE_HOST", "fd00::1"), ("KUBERNETES_SERVICE_PORT", "6443")];
+        let found = target(&Settings::default(), &env).expect("a target");
+        assert_eq!(found.server, "https://[fd00::1]:6443/");
+    }
+
+    /// The error is kube-proxy's; `$KUBECONFIG` and `~/.kube/config` are not looked at.
+    #[test]
+    fn in_no_pod() {
+        let home = [("KUBECONFIG", "/etc/kubernetes/admin.conf"), ("HOME", "/root")];
+        for env in [&home[..], &[("KUBERNETES_SERVICE_HOST", "10.96.0.1")], &[("KUBERNETES_SERVICE_PORT", "443")]] {
+            let error = target(&Settings::default(), env).expect_err("not in a pod");
+            assert_eq!(
+                error.to_string(),
+                "unable to load in-cluster configuration, \
+                 KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT must be defined"
+            );
+        }
+    }
+
+    #[test]
+    fn empty_settings_are_none() {
+        let settings = Settings { kubeconfig: Some(PathBuf::new()), master: Some(String::new()) };
+        assert!(matches!(target(&settings, &[]), Err(ConnectionError::NotInCluster)));
+    }
+
+    #[test]
+    fn server_addresses() {
+        let check = |written: &str, tls: bool, expected: &str| {
+            let cluster = Cluster {
+                server: Some(written.into()),
+                insecure_skip_tls_verify: tls.then_some(true),
+                ..Default::default()
+            };
+            let url = server_url(&cluster, &AuthInfo::default()).map(|url| url.to_string());
+            assert_eq!(url.as_deref(), Ok(expected));
+        };
+        check("https://a:6443", false, "https://a:6443/");
+        check("https://a/k8s/clusters/b", false, "https://a/k8s/clusters/b");
+        check("10.0.0.1:8080", false, "http://10.0.0.1:8080/");
+        check("10.0.0.1:6443", true, "https://10.0.0.1:6443/");
+    }
+
+    #[test]
+    fn pem() {
+        let one = "-----BEGIN CERTIFICATE-----\nAQID\nBAUG\n-----END CERTIFICATE-----\n";
+        assert_eq!(certificates(one.as_bytes()), [vec![1, 2, 3, 4, 5, 6]]);
+        assert_eq!(certificates(format!("text\n{one}{one}").as_bytes()).len(), 2);
+        assert_eq!(certificates(b"-----BEGIN CERTIFICATE-----\nAQID"), Vec::<Vec<u8>>::new());
+        assert_eq!(certificates(b"nothing"), Vec::<Vec<u8>>::new());
+    }
+}
