@@ -6,7 +6,7 @@ use std::time::Duration;
 const FIRST: Duration = Duration::from_millis(800);
 /// Longest wait, before it is spread.
 const LONGEST: Duration = Duration::from_secs(30);
-/// A session that was healthy for so long starts anew at [`FIRST`].
+/// After so long a time of health, past failures are forgotten.
 pub(super) const HEALTHY: Duration = Duration::from_secs(120);
 
 /// Waits of 0.8 s doubling to 30 s, each spread over up to twice its length so that the nodes of a
@@ -17,17 +17,14 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// The wait after a failure. `healthy_for` is how long things had gone well before it.
-    pub(super) fn next(&mut self, healthy_for: Duration) -> Duration {
-        if healthy_for >= HEALTHY {
-            self.reset();
-        }
+    /// The wait after a failure.
+    pub(super) fn next(&mut self) -> Duration {
         let wait = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
         self.failures += 1;
         wait.mul_f64(1.0 + fastrand::f64())
     }
 
-    /// Forgets past failures.
+    /// Forgets past failures, after a time of health.
     pub(super) fn reset(&mut self) {
         self.failures = 0;
     }
@@ -41,18 +38,19 @@ mod tests {
     fn doubles_to_30s_spread_and_resets() {
         let mut backoff = Backoff::default();
         for expected in [0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0, 30.0] {
-            let wait = backoff.next(Duration::from_secs(119)).as_secs_f64();
+            let wait = backoff.next().as_secs_f64();
             assert!((expected..2.0 * expected).contains(&wait), "{wait} after {expected}");
         }
-        let wait = backoff.next(HEALTHY).as_secs_f64();
+        backoff.reset();
+        let wait = backoff.next().as_secs_f64();
         assert!((0.8..1.6).contains(&wait), "{wait}");
-        let wait = backoff.next(Duration::ZERO).as_secs_f64();
+        let wait = backoff.next().as_secs_f64();
         assert!((1.6..3.2).contains(&wait), "{wait}");
     }
 
     #[test]
     fn is_spread() {
-        let waits: Vec<Duration> = (0..20).map(|_| Backoff::default().next(Duration::ZERO)).collect();
+        let waits: Vec<Duration> = (0..20).map(|_| Backoff::default().next()).collect();
         assert!(waits.iter().any(|wait| *wait != waits[0]), "twenty equal waits");
     }
 }

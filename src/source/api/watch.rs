@@ -42,7 +42,7 @@ pub(super) struct Watch<'a> {
     freshness: Freshness,
     /// Objects per page of a list.
     limit: Option<u32>,
-    /// Whether the server forgot our version, and no listing was completed since.
+    /// Whether the server forgot our version, and there was no long healthy time since.
     expired: bool,
     /// Where the server last broke a watch off with nonsense or an error.
     stuck_at: Option<String>,
@@ -79,13 +79,21 @@ impl<'a> Watch<'a> {
         loop {
             let began = Instant::now();
             self.heard = began;
-            match self.session().await {
-                Ok(()) if began.elapsed() >= HEALTHY => self.backoff.reset(),
+            let end = self.session().await;
+            let healthy_for = match &end {
+                Ok(()) => began.elapsed(),
+                Err(_) => self.heard.duration_since(began),
+            };
+            if healthy_for >= HEALTHY {
+                self.backoff.reset();
+                self.expired = false;
+            }
+            match end {
                 Ok(()) => {}
                 Err(Failure::ReceiverGone) => return,
                 Err(failure) if failure.is_expired() && !self.expired => {
                     // Happens to every watch that was away for long, and is no trouble of the
-                    // server's: no reason to wait, unless it happens again.
+                    // server's: no reason to wait, unless it happens again soon.
                     tracing::debug!(kind = %self.resource.kind, reason = %failure, "listing afresh");
                     self.expired = true;
                     self.version = None;
@@ -96,8 +104,7 @@ impl<'a> Watch<'a> {
                         Failure::Refused { wait, .. } => (*wait).min(LONGEST_WAIT),
                         _ => Duration::ZERO,
                     };
-                    let healthy_for = self.heard.duration_since(began);
-                    sleep(self.backoff.next(healthy_for).max(asked)).await;
+                    sleep(self.backoff.next().max(asked)).await;
                 }
             }
         }
@@ -260,9 +267,7 @@ impl<'a> Watch<'a> {
     /// The end of a listing.
     async fn listed(&mut self) -> Result<(), Failure> {
         self.freshness = Freshness::MostRecent;
-        self.expired = false;
         self.stuck_at = None;
-        self.outage.over();
         self.send(Event::Synced(self.resource.kind)).await
     }
 

@@ -136,6 +136,24 @@ async fn a_server_that_closes_at_once() {
     }
 }
 
+/// A server that lists, and has forgotten what it said at once.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_forgets_at_once() {
+    let log = Log::start();
+    let core = Core::new([service("a", "10.0.0.1")]);
+    core.set_streaming_lists(false);
+    core.set_fault(On::Watch, Fault::Status(410, "Expired"));
+    let mut follower = Follower::start(&core);
+    follower.within(Duration::from_secs(3600)).await;
+    assert_eq!(follower.state.services().count(), 1);
+    for kind in KINDS {
+        // Every attempt is a list and a watch; the first failure is free.
+        let (seen, most) = (requests_for(&core, kind).len(), 2 * most_requests(3600.0) + 4);
+        assert!((120..=most).contains(&seen), "{kind}: {seen} requests in an hour, {most} at most");
+    }
+    assert_eq!(log.lines().len(), 6, "the fallback and the loss, once a kind: {:?}", log.lines());
+}
+
 /// The same where lists in pages do not work either.
 #[tokio::test(start_paused = true)]
 async fn a_server_that_fails_everything() {

@@ -272,6 +272,8 @@ impl Core {
                 user_agent: ask.user_agent.clone(),
                 at: tokio::time::Instant::now(),
             });
+            // On a made-up clock such a client would never let time go on.
+            assert!(state.requests.len() < 50_000, "a client that asks without end");
         });
         // A server prints for a reader when the reader is curl.
         let pretty = ask.user_agent.as_deref().is_some_and(|agent| agent.starts_with("curl/"));
