@@ -16,6 +16,7 @@ mod exchange;
 mod outage;
 mod proxy;
 mod request;
+mod target;
 mod watch;
 
 pub use connection::{Connection, ConnectionError, Settings};

@@ -20,9 +20,10 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::follower::{NODE, requests_for, service, short, slice};
+use super::follower::{requests_for, service, short, slice};
 use super::server::FakeApi;
 use super::server::answer::{Fault, On};
+use crate::recordings::NODE;
 
 /// A running source that asks over TCP.
 struct Source {

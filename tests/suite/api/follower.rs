@@ -2,7 +2,6 @@
 //! what it sends is folded into a `ClusterState`, as the proxy does it.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,9 +18,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::server::answer::{Ask, Body, Core, Seen};
 use super::server::objects_from_yaml;
+use crate::recordings::{self, NODE};
 
-/// The node in the recorded objects.
-pub(super) const NODE: &str = "node-000";
 /// Longer than any wait of the source's.
 pub(super) const LONG: Duration = Duration::from_secs(90);
 
@@ -33,20 +31,9 @@ pub(super) struct Follower {
     task: JoinHandle<()>,
 }
 
-/// A directory of `../shared`, where the recordings lie.
-pub(super) fn shared(path: &str) -> PathBuf {
-    let shared = match std::env::var_os("FERRULE_SHARED") {
-        Some(path) => PathBuf::from(path),
-        None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"),
-    };
-    shared.join(path)
-}
-
 /// What the API server of the recordings held.
 pub(super) fn recorded_objects() -> Vec<Value> {
-    let path = shared("golden/objects/all.yaml");
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    objects_from_yaml(&text)
+    objects_from_yaml(&recordings::read("objects/all.yaml"))
 }
 
 /// A Service with one port.
