@@ -11,7 +11,7 @@ use crate::backend::iptables::netlink::Counters;
 use crate::backend::iptables::tools::Tools;
 use crate::cluster::ClusterState;
 use crate::command::System;
-use crate::config::{Config, ProxyMode};
+use crate::config::{Action, Api, Config, ProxyMode};
 use crate::instance::Instance;
 use crate::net::IpFamily;
 use crate::plan::build::DetectLocal;
@@ -27,6 +27,9 @@ const EVENT_BACKLOG: usize = 1_024;
 
 /// Runs the proxy until it is told to stop (SIGTERM or SIGINT). Rules stay when it ends.
 pub async fn run(config: Config) -> anyhow::Result<()> {
+    if config.action != Action::Run {
+        bail!("--init-only, --cleanup and --write-config-to are not built yet; nothing was done");
+    }
     match config.mode {
         ProxyMode::Iptables => run_iptables(config).await,
         mode => bail!("mode {mode} is not built yet: this ferrule has iptables mode only; set mode: iptables"),
@@ -54,7 +57,7 @@ async fn run_iptables(config: Config) -> anyhow::Result<()> {
 
     let (events, receiver) = mpsc::channel(EVENT_BACKLOG);
     tokio::spawn(source::addresses::run(events.clone()));
-    start_source(&config, events)?;
+    start_source(&config, events).await?;
     let waits_for_pod_cidr = settings.detect_local == DetectLocal::NodeCidr;
     let ready = move |state: &ClusterState| {
         let has_pod_cidr = || state.node().is_some_and(|node| !node.pod_cidrs.is_empty());
@@ -88,12 +91,17 @@ async fn iptables_tools() -> anyhow::Result<Vec<(IpFamily, Tools<System>)>> {
     Ok(found)
 }
 
-fn start_source(config: &Config, events: source::Events) -> anyhow::Result<()> {
+async fn start_source(config: &Config, events: source::Events) -> anyhow::Result<()> {
     let node: Arc<str> = config.planning.node_name.clone();
     if config.manifests.is_empty() {
-        bail!("no --manifests given, and the API server source is not built yet");
+        let Api { kubeconfig, master, .. } = config.api.clone();
+        let connection = source::api::Connection::new(&source::api::Settings { kubeconfig, master }).await?;
+        tracing::info!(server = connection.server(), %node, "watching the API server");
+        tokio::spawn(async move { source::api::run(&connection, &node, events).await });
+        return Ok(());
     }
     let paths = config.manifests.clone();
+    tracing::info!(?paths, %node, "following manifests");
     tokio::spawn(async move {
         if let Err(error) = source::manifests::run(paths, node, events).await {
             tracing::error!(%error, "manifests are no longer followed");

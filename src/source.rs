@@ -5,6 +5,7 @@
 //! same again. It never makes up deletions because it lost sight of something.
 
 pub mod addresses;
+pub mod api;
 pub mod manifests;
 
 use tokio::sync::mpsc;

@@ -1,4 +1,9 @@
 //! The API server as a source, against a fake one.
 
+mod connecting;
+mod follower;
+mod listing;
 mod recordings;
 pub(crate) mod server;
+mod trouble;
+mod watching;

@@ -12,12 +12,12 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::server::FakeApi;
+use crate::recordings;
 
 /// A recorded exchange, or one to compare it with.
 struct Exchange {
@@ -28,12 +28,7 @@ struct Exchange {
 
 /// The request line of a recording and the recorded answer.
 fn recording(name: &str) -> (String, Exchange) {
-    let shared = match std::env::var_os("FERRULE_SHARED") {
-        Some(path) => PathBuf::from(path),
-        None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"),
-    };
-    let path = shared.join("golden/api").join(name);
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let text = recordings::read(&format!("api/{name}"));
     let (request, answer) = text.split_once('\n').expect("a first line");
     let (head, body) = answer.split_once("\n\n").expect("an empty line");
     (request.trim_start_matches("# ").to_string(), Exchange::parse(head, body))

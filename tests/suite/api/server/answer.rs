@@ -103,6 +103,8 @@ pub enum Fault {
     Status(u16, &'static str),
     /// The answer is 200 with that body.
     Text(String),
+    /// The answer is that.
+    Answer(u16, String),
     /// The connection breaks in the middle of the answer (of a list).
     Truncate,
 }
@@ -153,6 +155,11 @@ impl Core {
     /// An object as it stands.
     pub fn get(&self, kind: &str, namespace: &str, name: &str) -> Option<Value> {
         locked(&self.state).store.get(kind, namespace, name)
+    }
+
+    /// All objects of a kind.
+    pub fn objects(&self, kind: &str) -> Vec<Value> {
+        locked(&self.state).store.all(kind)
     }
 
     /// Lets the revision move on, as writes to other resources do.
@@ -265,6 +272,8 @@ impl Core {
                 user_agent: ask.user_agent.clone(),
                 at: tokio::time::Instant::now(),
             });
+            // On a made-up clock such a client would never let time go on.
+            assert!(state.requests.len() < 50_000, "a client that asks without end");
         });
         // A server prints for a reader when the reader is curl.
         let pretty = ask.user_agent.as_deref().is_some_and(|agent| agent.starts_with("curl/"));
@@ -292,6 +301,7 @@ impl Core {
             Some(Fault::Hang) => return std::future::pending().await,
             Some(Fault::Status(code, reason)) => return failure(pretty, *code, reason, "made to fail"),
             Some(Fault::Text(text)) => return whole(200, text.clone()),
+            Some(Fault::Answer(status, text)) => return whole(*status, text.clone()),
             _ => {}
         }
         if ask.method == "POST" && ask.path.ends_with("/events") {

@@ -197,6 +197,13 @@ impl Store {
         self.objects.get(&(resource, path)).map(|object| Value::clone(object))
     }
 
+    /// All objects of a kind.
+    pub fn all(&self, kind: &str) -> Vec<Value> {
+        let resource = Resource::of_kind(kind);
+        let of_kind = self.objects.iter().filter(|((of, _), _)| *of == resource);
+        of_kind.map(|(_, object)| Value::clone(object)).collect()
+    }
+
     /// Selected objects with their keys, in order of the keys, as they were at a revision.
     pub fn list_at(&self, revision: u64, resource: Resource, selector: &Selector) -> Vec<(String, Arc<Value>)> {
         let mut objects = BTreeMap::new();
