@@ -179,8 +179,8 @@ mod tests {
     #[test]
     fn tables_are_plain_text_of_eighty_columns() {
         let expected = "                    web-1        web-2        web-3        web-4       refused
-  LoadBalancer IPv6    30 ###       29 ###        1 #           -             -
-  NodePort     both 12345 #          -            -            -          99999
+  LoadBalancer IPv6    30 ###       29 ###        1 #          -             -
+  NodePort     both 12345 #          -            -            -         99999
 ";
         assert_eq!(shown(false, false), expected);
         for line in shown(false, true).lines() {

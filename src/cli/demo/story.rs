@@ -142,7 +142,7 @@ impl Story {
         let mut stream = traffic::connect_on(network, &at_node).await?;
         let mut watch = Watch::new(&at_node, started, 0, FIRST);
         self.follow(&mut stream, &mut watch).await;
-        self.note("Started", 0, FIRST, &watch, "the first answer since the proxy was started")?;
+        self.note("Started", 0, FIRST, &watch, "the first answer since the start")?;
         self.show_after(network, FIRST).await?;
 
         let mut before = FIRST;
