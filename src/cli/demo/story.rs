@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout};
 
 use super::network::Network;
+use super::processors::Processors;
 use super::scene::{self, FIRST, Frontend, Kind, PODS};
 use super::screen::{Look, Row, Screen, grouped, span};
 use super::tally::{Tally, Watch, tallies};
@@ -117,6 +118,9 @@ impl Story {
             self.screen.line(&format!("    {:<13} {:<39} {from}", kind.name(), addresses.join("  ")))?;
         }
         self.screen.line("  times     from writing a manifest to the first connection that shows it")?;
+        if Processors::choose().is_none() {
+            self.screen.line("            (on one processor, IPv6 clients learn of a refusal a second late)")?;
+        }
         Ok(())
     }
 
@@ -258,7 +262,7 @@ impl Story {
         }
         if is_fine {
             let words = match expected {
-                0 => "all refused, at once: there is no endpoint".to_owned(),
+                0 => "all refused: there is no endpoint".to_owned(),
                 1 => "all answered by the one endpoint".to_owned(),
                 _ => format!("all answered, by each of the {expected} endpoints"),
             };
