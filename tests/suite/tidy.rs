@@ -11,7 +11,6 @@ mod text;
 use std::path::Path;
 
 /// A text file of the repository.
-#[derive(Clone)]
 struct File {
     /// Path from the top of the repository.
     path: String,
