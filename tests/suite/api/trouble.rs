@@ -280,12 +280,14 @@ async fn garbage_at_the_same_place_every_time() {
 /// Trap: a line may be of any length; ours may not.
 #[tokio::test(start_paused = true)]
 async fn an_endless_line() {
+    let log = Log::start();
     let core = Core::new([service("a", "10.0.0.1")]);
     let mut follower = Follower::start(&core);
     follower.until_synced().await;
     core.send_line("Service", &"x".repeat(33 << 20));
     core.apply(service("b", "10.0.0.2"));
     assert_eq!(follower.next().await.0, "Service t/b");
+    assert!(log.lines()[0].contains("reason=a line of more than 32 MiB"), "{:?}", log.lines());
     assert_eq!(requests_for(&core, Kind::Service).len(), 2);
 }
 
