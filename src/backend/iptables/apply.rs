@@ -260,8 +260,14 @@ impl<R: Run> Backend for Iptables<R> {
         }
         let style = Arc::new(self.style(&plan.node, plan.endpoints()));
         let restyled = self.applied.services.values().next().is_some_and(|applied| *applied.style != *style);
-        let mut turn =
-            Turn { plan, base: compile::base(&plan.node, &style), style, snapshot: None, left_alone: BTreeSet::new(), report: Report::default() };
+        let mut turn = Turn {
+            plan,
+            base: compile::base(&plan.node, &style),
+            style,
+            snapshot: None,
+            left_alone: BTreeSet::new(),
+            report: Report::default(),
+        };
         // Groups of Service ports that must go to the kernel apart from all others, because some of
         // them was refused. Every refusal makes a group smaller, so this ends.
         let mut apart: Vec<Vec<ServicePortName>> = Vec::new();
