@@ -13,7 +13,7 @@ use crate::rules::Rules;
 use crate::traffic::{Call, Proto};
 use crate::world::{Case, Fabric, World, eventually};
 
-matrix!(refused_with_a_line_number, refused_without_a_word, refused_by_the_real_programs);
+matrix!(refused_with_a_line_number, refused_without_a_word, refused_by_the_real_programs, chains_that_others_use);
 
 /// The name of a Service's cluster chain.
 fn chain(service: &Service, proto: Proto) -> String {
@@ -111,6 +111,37 @@ fn all_but(world: &World, objects: &Objects, aside: &str) {
             assert!(outcome.endpoint().is_some(), "{} {proto:?}: {outcome}", service.name);
         }
     }
+}
+
+/// Somebody's own rule leads to a chain of a Service that goes: the kernel will not remove the chain.
+/// That is no reason to hold up anything else.
+fn chains_that_others_use(case: Case) {
+    let world = case.world(Fabric::Bridge, 3, 1);
+    let family = world.family();
+    let good = |n: u16| Service::new(&world, &format!("good-{n}"), n, &["a0", "b0"]);
+    let used = Service::new(&world, "used", 500, &["a0"]).outside(1);
+    let mut objects = Objects::new((1..=3).map(good).chain([used.clone()]));
+    let config = Config { sync_period: "1s", ..Config::default() };
+    let proxy = Proxy::start(&world, &config, &objects);
+    let chain = chain(&used, Proto::Tcp);
+    let foreign = ["-w", "5", "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "4711", "-j", &chain];
+    world.node.exec(&world.tools.real(family, ""), &foreign, "");
+
+    objects.services.pop();
+    objects.services.push(good(4));
+    proxy.apply(&objects);
+    all_but(&world, &objects, "");
+    let rules = Rules::read(&world, family);
+    assert!(rules.has("nat", "PREROUTING", &chain), "the rule of somebody else is gone");
+    objects.services.push(good(5));
+    proxy.apply(&objects);
+    all_but(&world, &objects, "");
+    // A restart finds the chain again, and must get along with it as well.
+    drop(proxy);
+    let proxy = Proxy::start(&world, &config, &objects);
+    objects.services.push(good(6));
+    proxy.apply(&objects);
+    all_but(&world, &objects, "");
 }
 
 /// No script this time: the real programs do not take an affinity of zero seconds. An API server

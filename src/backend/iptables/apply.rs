@@ -77,6 +77,8 @@ struct Turn<'a> {
     base: BaseRules,
     /// Present while something must be learnt from the kernel.
     snapshot: Option<Snapshot>,
+    /// Service ports of which the kernel refuses the previous rules as well, or the removal.
+    left_alone: BTreeSet<ServicePortName>,
     report: Report,
 }
 
@@ -206,7 +208,8 @@ impl<R: Run> Iptables<R> {
     /// each other.
     async fn remove_leftovers(&mut self, turn: &mut Turn<'_>) -> Result<(), Interrupted> {
         let Some(snapshot) = turn.snapshot.take() else { return Ok(()) };
-        let spared: Vec<String> = self.applied.refused.keys().map(ToString::to_string).collect();
+        let spared = self.applied.refused.keys().chain(&turn.left_alone);
+        let spared: Vec<String> = spared.map(ToString::to_string).collect();
         let is_spared = |rule: &str| spared.iter().any(|spn| is_commented_for(rule, spn));
         let limit = self.lines_per_restore();
         let mut steps: Vec<Changes> = Vec::new();
@@ -257,8 +260,14 @@ impl<R: Run> Backend for Iptables<R> {
         }
         let style = Arc::new(self.style(&plan.node, plan.endpoints()));
         let restyled = self.applied.services.values().next().is_some_and(|applied| *applied.style != *style);
-        let mut turn =
-            Turn { plan, base: compile::base(&plan.node, &style), style, snapshot: None, report: Report::default() };
+        let mut turn = Turn {
+            plan,
+            base: compile::base(&plan.node, &style),
+            style,
+            snapshot: None,
+            left_alone: BTreeSet::new(),
+            report: Report::default(),
+        };
         // Groups of Service ports that must go to the kernel apart from all others, because some of
         // them was refused. Every refusal makes a group smaller, so this ends.
         let mut apart: Vec<Vec<ServicePortName>> = Vec::new();
@@ -321,6 +330,9 @@ impl Applied {
 
     /// Adds what one Service port needs to a batch.
     fn stage(&self, name: &ServicePortName, turn: &mut Turn<'_>, batch: &mut Batch) {
+        if turn.left_alone.contains(name) {
+            return;
+        }
         let new = turn.plan.services().get(name);
         let old = self.services.get(name);
         let plan = match (self.refused.get(name), new) {
@@ -388,10 +400,19 @@ impl Applied {
         }
     }
 
+    /// What a Service port had before is kept. If that is refused as well (or there was nothing to
+    /// be written, but to be removed), it is left as it is, or this sync would never end.
     fn set_aside(&mut self, name: &ServicePortName, reason: String, turn: &mut Turn<'_>) {
-        turn.report.refused.push((name.clone(), reason));
-        if let Some(plan) = turn.plan.services().get(name) {
-            self.refused.insert(name.clone(), plan.clone());
+        match turn.plan.services().get(name) {
+            Some(plan) if self.refused.get(name) != Some(plan) => {
+                self.refused.insert(name.clone(), plan.clone());
+                turn.report.refused.push((name.clone(), reason));
+            }
+            Some(_) => drop(turn.left_alone.insert(name.clone())),
+            None => {
+                turn.left_alone.insert(name.clone());
+                turn.report.refused.push((name.clone(), reason));
+            }
         }
     }
 }

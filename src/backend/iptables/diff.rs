@@ -147,8 +147,18 @@ pub fn service_from_snapshot(
         }
         changes
     } else {
-        let old = old.map(|(plan, style)| Texts::of(name, Some(plan), style).chains).unwrap_or_default();
-        own_chains(&old, new_texts.chains, certain)
+        let old = match old {
+            Some((plan, style)) => Texts::of(name, Some(plan), style),
+            None => Texts { chains: Vec::new(), shared: Vec::new() },
+        };
+        let mut changes = own_chains(&old.chains, new_texts.chains, certain);
+        // With the chains go the rules that lead to them: the kernel removes no chain in use.
+        for (shared, rule) in old.shared {
+            if !new_texts.shared.contains(&(shared, rule.clone())) && snapshot.tick_off(shared, &rule) {
+                changes.delete.push((shared.table(), shared.chain(), rule));
+            }
+        }
+        changes
     };
     for (shared, rule) in new_texts.shared.into_iter().rev() {
         if !snapshot.tick_off(shared, &rule) {

@@ -8,6 +8,10 @@ use crate::backend::iptables::compile::Shared;
 use crate::command::{Command, Output, Run};
 use crate::net::IpFamily;
 
+/// Exit code of the iptables programs when it is not the input that is wrong. (iptables:
+/// `RESOURCE_PROBLEM`.)
+const RESOURCE_PROBLEM: i32 = 4;
+
 /// The programs of one family.
 #[derive(Clone, Debug)]
 pub struct Tools<R> {
@@ -104,10 +108,14 @@ impl<R: Run> Tools<R> {
         if output.success() {
             return Ok(());
         }
+        let line = named_line(&output.stderr);
         match self.failed(program, &output) {
-            ApplyError::Failed { detail, .. } => {
-                Err(RestoreError::Refused { line: named_line(&output.stderr), detail })
+            // "Resource problem", and no rule is named (the nft programs name one when they mean it):
+            // no fault of any Service.
+            error @ ApplyError::Failed { .. } if output.code == RESOURCE_PROBLEM && line.is_none() => {
+                Err(RestoreError::Other(error))
             }
+            ApplyError::Failed { detail, .. } => Err(RestoreError::Refused { line, detail }),
             other => Err(RestoreError::Other(other)),
         }
     }
