@@ -6,6 +6,7 @@
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ffi::OsString;
 use std::fs::{self, Metadata};
 use std::hash::Hasher as _;
 use std::io;
@@ -78,7 +79,7 @@ struct Stamp {
 #[derive(Debug)]
 pub(super) struct Look {
     /// For each given path, the files there.
-    listings: Vec<io::Result<Vec<PathBuf>>>,
+    listings: Vec<io::Result<Vec<OsString>>>,
     /// Files that seem to differ from what was last read.
     read: Vec<(FileId, Result<Contents, io::Error>)>,
 }
@@ -143,7 +144,7 @@ impl Files {
                 // Found through an earlier path already.
                 paths.retain(|path| listed.insert(path.clone()));
                 paths.retain(|path| {
-                    let id = FileId { input, path: path.clone() };
+                    let id = FileId::new(input, path.clone());
                     match self.read(&id, held) {
                         Ok(None) => true,
                         Ok(Some(contents)) => {
@@ -167,15 +168,15 @@ impl Files {
 
     /// The contents of a file, unless they are known or not to be had now.
     fn read(&self, id: &FileId, held: &HashSet<PathBuf>) -> io::Result<Option<Contents>> {
-        let metadata = fs::metadata(&id.path)?;
+        let metadata = fs::metadata(id.path())?;
         let stamp = Stamp::of(&metadata);
         let known = self.files.get(id).and_then(|file| file.stamp);
         // A pipe gives what it holds once.
         let is_known = known.is_some_and(|known| (known.settled && known.is_same(&stamp)) || !metadata.is_file());
-        if is_known || is_held(&id.path, held) {
+        if is_known || is_held(id.path(), held) {
             return Ok(None);
         }
-        Ok(Some(Contents { stamp, bytes: fs::read(&id.path)? }))
+        Ok(Some(Contents { stamp, bytes: fs::read(id.path())? }))
     }
 
     /// Takes over what a look found, except files in `held`.
@@ -187,7 +188,7 @@ impl Files {
             let fault = match listing {
                 Ok(paths) => {
                     readable.insert(input);
-                    present.extend(paths.into_iter().map(|path| FileId { input, path }));
+                    present.extend(paths.into_iter().map(|path| FileId::new(input, path)));
                     None
                 }
                 Err(error) => Some(Fault::of_io(&error)),
@@ -198,7 +199,7 @@ impl Files {
             news.awaited |= !given.seen;
         }
         for (id, contents) in look.read {
-            if !is_held(&id.path, held) {
+            if !is_held(id.path(), held) {
                 self.take_file(id, contents, &mut news);
             }
         }
@@ -221,7 +222,7 @@ impl Files {
             Ok(contents) => contents,
             Err(error) => {
                 (file.stamp, file.hash) = (None, None);
-                report(&mut file.fault, Some(Fault::of_io(&error)), &id.path, stays, news);
+                report(&mut file.fault, Some(Fault::of_io(&error)), id.path(), stays, news);
                 return;
             }
         };
@@ -243,7 +244,7 @@ impl Files {
                 None
             }
         };
-        report(&mut file.fault, fault, &id.path, stays, news);
+        report(&mut file.fault, fault, id.path(), stays, news);
     }
 
     /// Lets go of files that are gone. Those of a given path that cannot be read stay: losing
@@ -282,26 +283,25 @@ fn report(known: &mut Option<Fault>, fault: Option<Fault>, path: &Path, stays: S
 
 /// The manifest files at a given path, in order: the path itself, or what the directory holds.
 /// Directories are not searched further, as with `kubectl -f`.
-fn list(path: &Path) -> io::Result<Vec<PathBuf>> {
+fn list(path: &Path) -> io::Result<Vec<OsString>> {
     if !fs::metadata(path)?.is_dir() {
-        return Ok(vec![path.to_owned()]);
+        return Ok(vec![path.into()]);
     }
     let mut paths = Vec::new();
     for entry in fs::read_dir(path)? {
         let entry = entry?;
-        let path = entry.path();
-        if !is_manifest_name(&path) {
+        if !is_manifest_name(Path::new(&entry.file_name())) {
             continue;
         }
         let kind = entry.file_type()?;
         // Links are followed: in a ConfigMap volume all files are links.
-        let is_there = match kind.is_symlink().then(|| fs::metadata(&path)) {
+        let is_there = match kind.is_symlink().then(|| fs::metadata(entry.path())) {
             None => kind.is_file(),
             Some(Ok(found)) => found.is_file(),
             Some(Err(error)) => error.kind() != io::ErrorKind::NotFound,
         };
         if is_there {
-            paths.push(path);
+            paths.push(entry.path().into_os_string());
         }
     }
     paths.sort();

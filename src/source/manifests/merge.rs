@@ -1,6 +1,7 @@
 //! What all files say together, and what of it is news.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,8 +16,9 @@ use crate::model::{Kind, ObjectRef, Problem};
 pub(super) struct FileId {
     /// Which of the given paths it was found through.
     pub(super) input: usize,
-    /// Its path.
-    pub(super) path: PathBuf,
+    /// Its path, as bytes: comparing paths part by part costs more than all else when one file
+    /// of thousands changes.
+    path: OsString,
 }
 
 /// The same object stands in two places.
@@ -53,6 +55,20 @@ struct Known {
 
 /// A file, and the how-manieth of its objects.
 type Position = (Arc<FileId>, usize);
+
+// === impl FileId ===
+
+impl FileId {
+    /// The file at `path`, found through one of the given paths.
+    pub(super) fn new(input: usize, path: OsString) -> FileId {
+        FileId { input, path }
+    }
+
+    /// Where the file is.
+    pub(super) fn path(&self) -> &Path {
+        Path::new(&self.path)
+    }
+}
 
 // === impl Merged ===
 
@@ -133,7 +149,7 @@ impl Known {
         let problems = winner.map(|(_, entry)| entry.problems.as_slice()).unwrap_or_default();
         if problems != self.problems.as_slice() {
             if let Some(((file, _), entry)) = winner {
-                let place = format!("{}:{}", file.path.display(), entry.line);
+                let place = format!("{}:{}", file.path().display(), entry.line);
                 events.extend(problems.iter().map(|problem| {
                     let reason = format!("{} ({place})", problem.reason);
                     Event::Problem(Problem { reason, ..problem.clone() })
@@ -154,8 +170,8 @@ impl Known {
         {
             duplicates.push(Duplicate {
                 object: object.clone(),
-                used: (used.path.clone(), winner.line),
-                unused: (unused.path.clone(), loser.line),
+                used: (used.path().to_owned(), winner.line),
+                unused: (unused.path().to_owned(), loser.line),
             });
         }
         self.twice = twice;
