@@ -56,7 +56,7 @@ fn connections_are_spread_evenly(case: Case) {
             let counts = answers(netns, Call::new(proto, to), TIMES);
             let mean = TIMES as f64 / pods.len() as f64;
             let square = |pod: &&str| (counts.get(*pod).copied().unwrap_or_default() as f64 - mean).powi(2) / mean;
-            let chi_square: f64 = pods.iter().map(|pod| square(&pod)).sum();
+            let chi_square: f64 = pods.iter().map(square).sum();
             assert!(
                 chi_square < bound,
                 "{proto:?} {to}: {counts:?}, chi-square {chi_square:.1} is not below {bound:.1}"

@@ -19,6 +19,9 @@ fn only(ip: IpAddr, family: Family) -> String {
     format!("{ip}/{}", family.host_bits())
 }
 
+/// Where somebody asks, from which address, and whether they are let in.
+type Visitor<'w> = (&'w Namespace, IpAddr, bool);
+
 fn source_ranges(case: Case) {
     let world = case.world(Fabric::Bridge, 3, 1);
     let family = world.family();
@@ -48,7 +51,7 @@ fn source_ranges(case: Case) {
     let _proxy = Proxy::start(&world, &Config::default(), &Objects::new(services.clone()));
     let (client, node) = (&world.client, &world.node);
     let (allowed_pod, other_pod) = (&world.pod("a1").netns, &world.pod("a2").netns);
-    let cases: [(&Service, [(&Namespace, IpAddr, bool); 5]); 4] = [
+    let cases: [(&Service, [Visitor<'_>; 5]); 4] = [
         (
             &services[0],
             [
@@ -132,14 +135,16 @@ fn node_port_addresses(case: Case) {
     };
     // What is configured, and which addresses of the node then are open, the loopback address last.
     let v4 = family == Family::V4;
-    for (configured, open) in [
-        (vec![], [true, true, true, v4]),
-        (vec![range(outer)], [true, false, false, false]),
-        (vec![range(inner), range(gateway)], [false, true, true, false]),
-        (vec!["primary".to_owned()], [true, false, false, false]),
-        (vec![loopback.to_owned()], [false, false, false, v4]),
+    for (configured, localhost_node_ports, open) in [
+        (vec![], true, [true, true, true, v4]),
+        (vec![], false, [true, true, true, false]),
+        (vec![range(outer)], true, [true, false, false, false]),
+        (vec![range(inner), range(gateway)], true, [false, true, true, false]),
+        (vec!["primary".to_owned()], true, [true, false, false, false]),
+        (vec![loopback.to_owned()], true, [false, false, false, v4]),
+        (vec![loopback.to_owned()], false, [false, false, false, false]),
     ] {
-        let config = Config { node_port_addresses: configured.clone(), ..Config::default() };
+        let config = Config { node_port_addresses: configured.clone(), localhost_node_ports, ..Config::default() };
         let _proxy = Proxy::start(&world, &config, &objects);
         for proto in Proto::SOCKETS {
             for (ip, open) in [outer, inner, gateway, family.loopback()].into_iter().zip(open) {
@@ -149,7 +154,7 @@ fn node_port_addresses(case: Case) {
                 let good = if open { outcome.endpoint().is_some() } else { outcome == Outcome::Refused };
                 assert!(
                     good,
-                    "{configured:?}: {proto:?} {ip} is to be {}: {outcome}",
+                    "{configured:?}, localhost {localhost_node_ports}: {proto:?} {ip} is to be {}: {outcome}",
                     if open { "open" } else { "closed" }
                 );
             }

@@ -18,6 +18,9 @@ use crate::world::{Fabric, Family, Node, World, eventually};
 /// How long a loaded machine may take for a change to reach the kernel.
 pub const LONG: Duration = Duration::from_secs(60);
 
+/// The environment variable that names the world to which a process belongs.
+pub const WORLD_VARIABLE: &str = "FERRULE_NETNS_WORLD";
+
 /// What the proxy is configured with.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -29,6 +32,8 @@ pub struct Config {
     pub sync_period: &'static str,
     /// `nodePortAddresses`.
     pub node_port_addresses: Vec<String>,
+    /// `localhostNodePorts`.
+    pub localhost_node_ports: bool,
 }
 
 /// How local pods are known.
@@ -59,6 +64,7 @@ impl Default for Config {
             masquerade_all: false,
             sync_period: "30s",
             node_port_addresses: Vec::new(),
+            localhost_node_ports: true,
         }
     }
 }
@@ -85,6 +91,7 @@ impl Config {
             "mode": "iptables",
             "iptables": {
                 "masqueradeAll": self.masquerade_all,
+                "localhostNodePorts": self.localhost_node_ports,
                 "syncPeriod": self.sync_period,
                 // The tests wait for changes, not for pauses between them.
                 "minSyncPeriod": "10ms",
@@ -145,6 +152,8 @@ impl<'w> Proxy<'w> {
             .args(["--hostname-override", hostname])
             .env("PATH", world.tools.path_variable())
             .env("XTABLES_LOCKFILE", world.tools.lock_file())
+            // By this its processes, and those that they start, are known as this world's.
+            .env(WORLD_VARIABLE, world.dir())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -191,12 +200,6 @@ impl<'w> Proxy<'w> {
     pub fn crash(mut self) {
         kill_process(Pid::from_child(&self.child), Signal::KILL).unwrap();
         self.child.wait().unwrap();
-    }
-
-    /// Waits until it has been ended by somebody else.
-    #[track_caller]
-    pub fn crashed(mut self) {
-        eventually(LONG, "ferrule is killed", || self.child.try_wait().unwrap());
     }
 }
 

@@ -63,11 +63,6 @@ impl Tools {
         tools
     }
 
-    /// Which kind they are.
-    pub fn variant(&self) -> Variant {
-        self.variant
-    }
-
     /// The `PATH` with these programs first.
     pub fn path_variable(&self) -> String {
         format!("{}:/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin", self.bin.display())

@@ -10,7 +10,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 pub use call::Call;
-pub use prober::{Prober, Probers, Tally};
+pub use prober::{Prober, Probers};
 pub use servers::Servers;
 pub use stream::Stream;
 

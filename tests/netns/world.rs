@@ -11,6 +11,7 @@ mod namespace;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::sync::atomic::AtomicU32;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -84,7 +85,9 @@ pub struct World {
 impl Case {
     /// A world with these many pods on node A and on node B, each with TCP and UDP servers running.
     pub fn world(self, fabric: Fabric, pods_a: u8, pods_b: u8) -> World {
-        let dir = tempfile::Builder::new().prefix("ferrule-netns-").tempdir().unwrap();
+        remove_stale_dirs();
+        let prefix = format!("{DIR_PREFIX}{}-", std::process::id());
+        let dir = tempfile::Builder::new().prefix(&prefix).tempdir().unwrap();
         let tools = Tools::install(self.variant, dir.path());
         let wired = links::wire(fabric, pods_a, pods_b);
         let servers = Servers::start();
@@ -189,6 +192,25 @@ impl Drop for World {
             self.report();
         }
     }
+}
+
+/// Begins the name of every world's directory; the id of the process that made it follows.
+const DIR_PREFIX: &str = "ferrule-netns-";
+
+/// A run that was killed leaves directories, and nothing else: its namespaces and proxies end with it.
+fn remove_stale_dirs() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        for entry in fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
+            let name = entry.file_name();
+            let rest = name.to_str().and_then(|name| name.strip_prefix(DIR_PREFIX));
+            let Some((pid, _)) = rest.and_then(|rest| rest.split_once('-')) else { continue };
+            if pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists() {
+                // Another run may be at the same.
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    });
 }
 
 /// Waits until `ready` gives something; `what` names it when it never comes.
