@@ -206,9 +206,32 @@ mod lock {
         held(Case { variant: Variant::Legacy, family: Family::V6 });
     }
 
+    #[test]
+    fn held_at_the_start_legacy_ipv4() {
+        held_at_the_start(Case { variant: Variant::Legacy, family: Family::V4 });
+    }
+
+    /// Longer than the five seconds that the programs are told to wait.
+    const HOLD: Duration = Duration::from_millis(6_500);
+
+    /// A node that boots has others at work on its tables: the proxy must not give up.
+    fn held_at_the_start(case: Case) {
+        let world = case.world(Fabric::Bridge, 2, 1);
+        let objects = two_services(&world);
+        let lock = File::options().create(true).append(true).open(world.tools.lock_file()).unwrap();
+        flock(&lock, FlockOperation::LockExclusive).unwrap();
+        let marker = write(&world, &objects);
+        let proxy = Proxy::launch(&world, &config());
+        sleep(HOLD);
+        assert!(proxy.running(), "it gave up");
+        drop(lock);
+        proxy.settled(&marker);
+        let cluster = SocketAddr::new(objects.services[0].cluster_ip, SERVICE_PORT);
+        let outcome = Call::new(Proto::Tcp, cluster).make_in(&world.pod("a1").netns);
+        assert!(outcome.endpoint().is_some(), "{outcome}");
+    }
+
     fn held(case: Case) {
-        // Longer than the five seconds that the programs are told to wait.
-        const HOLD: Duration = Duration::from_millis(6_500);
         let world = case.world(Fabric::Bridge, 3, 1);
         let objects = two_services(&world);
         let proxy = Proxy::start(&world, &config(), &objects);

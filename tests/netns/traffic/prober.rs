@@ -118,7 +118,7 @@ impl Probers {
     #[track_caller]
     pub fn finish_unharmed(self) -> Vec<Tally> {
         let netns: Vec<Namespace> = self.0.iter().map(|prober| prober.netns.clone()).collect();
-        let tallies = self.0.into_iter().map(Prober::finish_unharmed).collect();
+        let tallies = self.0.into_iter().map(|prober| prober.finish_unharmed()).collect();
         for netns in netns {
             assert_eq!(netns.tcp_counter("TCPSynRetrans"), 0, "{}: TCP had to ask twice", netns.name());
         }
