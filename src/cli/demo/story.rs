@@ -103,8 +103,8 @@ impl Story {
         let lines = [
             title,
             format!("  rules     {}, {both}", self.tools),
-            "  network   a client outside, a node, and on it a pod that calls and four that".to_owned(),
-            "            answer, web-1 to web-4: namespaces made for this demo; the host's own".to_owned(),
+            "  network   a client outside, a node, and on it a pod that calls and pods web-1".to_owned(),
+            "            to web-4 that answer: namespaces made for this demo; this host's own".to_owned(),
             "            network and rules stay as they are".to_owned(),
             "  Service   demo/web, with some of web-1 to web-4 as its endpoints:".to_owned(),
         ];
