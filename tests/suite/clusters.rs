@@ -58,6 +58,12 @@ enum Aim {
     Elsewhere(Index),
 }
 
+/// At least so many cases; more if `PROPTEST_CASES` says so.
+pub(crate) fn cases() -> ProptestConfig {
+    let default = ProptestConfig::default();
+    ProptestConfig { cases: default.cases.max(1024), ..default }
+}
+
 /// The node as packets see it.
 pub(crate) fn world() -> World {
     World { addresses: OWN.map(|ip| ip.parse().unwrap()).to_vec() }

@@ -21,7 +21,7 @@ use crate::{oracle, pipeline, tracer};
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Builder::new_current_thread().enable_time().build().unwrap());
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1024, ..ProptestConfig::default() })]
+    #![proptest_config(clusters::cases())]
 
     #[test]
     fn rules_do_what_the_plan_says(

@@ -14,10 +14,10 @@ use ferrule::backend::iptables::tools::Tools;
 use ferrule::backend::{ApplyError, Intact, Report};
 use ferrule::cluster::{ClusterState, Event};
 use ferrule::command::fake::{FakeKernel, Fault, Refusal, Tables, Variant};
-use ferrule::model::{EndpointSlice, Kind, Node, ObjectRef, Service};
+use ferrule::model::{EndpointSlice, Kind, Node, ObjectRef, Service, ServicePortName};
 use ferrule::net::IpFamily;
-use ferrule::plan::Plan;
 use ferrule::plan::build::Settings;
+use ferrule::plan::{Backend, Frontend, Listen, Plan, ServicePlan};
 use ferrule::sync::Pipeline;
 use ferrule::sync::pacer::Pace;
 use proptest::prelude::*;
@@ -25,7 +25,7 @@ use proptest::sample::{select, subsequence};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::clusters::{self, PacketSeed};
-use crate::world::{Verdict, World};
+use crate::world::{Packet, Verdicts};
 use crate::{pipeline, tracer};
 
 /// So many Services come and go.
@@ -83,16 +83,27 @@ fn moves(faults: std::ops::RangeInclusive<usize>) -> impl Strategy<Value = Vec<M
     prop::collection::vec(one.prop_map(|(step, faults, merged)| Move { step, faults, merged }), 1..10)
 }
 
-fn variant() -> impl Strategy<Value = Variant> {
-    select(vec![Variant::Legacy, Variant::Nft])
-}
+/// Where it begins: variant of the tools, family, settings and node.
+type Start = (Variant, IpFamily, Settings, Node);
 
-fn family() -> impl Strategy<Value = IpFamily> {
-    select(IpFamily::BOTH.to_vec())
+fn start() -> impl Strategy<Value = Start> {
+    let (variants, families) = (vec![Variant::Legacy, Variant::Nft], IpFamily::BOTH.to_vec());
+    (select(variants), select(families), clusters::settings(), clusters::node())
 }
 
 fn runtime() -> Runtime {
     Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
+}
+
+/// What becomes of a packet: before a change, in some state on the way, and in the end.
+struct Fate {
+    first: Verdicts,
+    now: Verdicts,
+    last: Verdicts,
+    /// Whether the plan of the Service it is for, and of the node, is the same before and after.
+    stays: bool,
+    /// For people.
+    shown: Box<dyn Fn() -> String>,
 }
 
 /// A node with its proxy.
@@ -110,10 +121,55 @@ struct Rig {
 }
 
 impl Rig {
-    async fn start(family: IpFamily, kernel: FakeKernel, settings: Settings, node: Node) -> Rig {
+    async fn start((variant, family, settings, node): Start) -> Rig {
+        let kernel = FakeKernel::new(variant);
         let state = pipeline::cluster(&node, &clusters::interface_addresses(), [], []);
         let pipeline = started(family, &kernel, &settings).await;
         Rig { family, kernel, state, objects: BTreeMap::new(), settings, pipeline, failed: true, may_be_refused: false }
+    }
+
+    /// After these moves, and a sync.
+    async fn after(start: Start, moves: &[Move]) -> Rig {
+        let mut rig = Rig::start(start).await;
+        for Move { step, .. } in moves {
+            rig.step(step).await;
+        }
+        rig.sync().await.unwrap();
+        rig
+    }
+
+    fn tables(&self) -> Tables {
+        self.kernel.tables(self.family)
+    }
+
+    /// What should be in the kernel and what is, before something happens that is watched.
+    fn watch(&self) -> (Plan, Tables) {
+        self.kernel.keep_history();
+        (self.plan(), self.tables())
+    }
+
+    /// What becomes of packets in every state since [`Rig::watch`].
+    fn fates(&self, (old_plan, old): &(Plan, Tables), seeds: &[PacketSeed]) -> Vec<Fate> {
+        let (new_plan, history) = (self.plan(), self.kernel.take_history());
+        let Some(new) = history.last() else { return Vec::new() };
+        let mut fates = Vec::new();
+        for (seed, plan) in seeds.iter().flat_map(|seed| [(seed, old_plan), (seed, &new_plan)]) {
+            let (packet, name) = seed.grow(plan);
+            let list_of = |backend: &_| clusters::list_of(name.as_ref(), backend).map(Into::into);
+            let fate = |tables: &Tables| tracer::trace(tables, &clusters::world(), &packet, &list_of);
+            let (first, last) = (fate(old), fate(new));
+            let stays = old_plan.node == new_plan.node && concerned(old_plan, &packet) == concerned(&new_plan, &packet);
+            for tables in &history {
+                let now = fate(tables);
+                let shown = {
+                    let states = [old.clone(), tables.clone(), new.clone()];
+                    let text = format!("{packet:?}\nbefore:\n{first}meanwhile:\n{now}after:\n{last}");
+                    Box::new(move || format!("{text}\n{}", changes(&states)))
+                };
+                fates.push(Fate { first: first.clone(), now, last: last.clone(), stays, shown });
+            }
+        }
+        fates
     }
 
     /// What should be in the kernel now.
@@ -298,26 +354,52 @@ fn assert_same(ours: &Tables, expected: &Tables) {
     }
 }
 
+/// The Service ports a packet can be for.
+fn concerned<'a>(plan: &'a Plan, packet: &Packet) -> Vec<(&'a ServicePortName, &'a Arc<ServicePlan>)> {
+    let to = (packet.destination, packet.port);
+    let takes = |frontend: &Frontend| match frontend.listen {
+        Listen::ClusterIp(ip, port) | Listen::ExternalIp(ip, port) | Listen::LoadBalancerIp(ip, port) => {
+            (ip, port) == to
+        }
+        Listen::NodePort(port) => port == packet.port,
+    };
+    let services = plan.services().iter().filter(|(name, _)| name.protocol == packet.protocol);
+    services.filter(|(_, service)| service.frontends.iter().any(takes)).collect()
+}
+
+/// How rules come and go: those that do not stay all the time.
+fn changes(states: &[Tables; 3]) -> String {
+    let lines = states.each_ref().map(ToString::to_string);
+    let all: BTreeSet<&str> = lines.iter().flat_map(|text| text.lines()).collect();
+    let mut text = String::new();
+    for line in all {
+        let held = lines.each_ref().map(|text| if text.lines().any(|known| known == line) { '#' } else { '.' });
+        if held != ['#'; 3] {
+            text += &format!("{} {line}\n", String::from_iter(held));
+        }
+    }
+    text
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1024, ..ProptestConfig::default() })]
+    #![proptest_config(clusters::cases())]
 
     #[test]
     fn step_by_step_ends_like_a_fresh_start(
-        variant in variant(), family in family(), settings in clusters::settings(), node in clusters::node(),
-        moves in moves(0..=0),
+        start in start(), moves in moves(0..=0),
     ) {
         runtime().block_on(async {
-            let mut rig = Rig::start(family, FakeKernel::new(variant), settings, node).await;
+            let mut rig = Rig::start(start).await;
             rig.sync().await.unwrap();
             for Move { step, merged, .. } in &moves {
                 rig.step(step).await;
                 if !merged {
                     rig.sync().await.unwrap();
-                    assert_same(&rig.kernel.tables(family), &fresh(&rig).await);
+                    assert_same(&rig.tables(), &fresh(&rig).await);
                 }
             }
             rig.sync().await.unwrap();
-            assert_same(&rig.kernel.tables(family), &fresh(&rig).await);
+            assert_same(&rig.tables(), &fresh(&rig).await);
             // Nothing is left to do.
             rig.kernel.take_calls();
             rig.pipeline.mark_everything();
@@ -328,22 +410,73 @@ proptest! {
 
     #[test]
     fn faults_leave_nothing_behind(
-        variant in variant(), family in family(), settings in clusters::settings(), node in clusters::node(),
-        moves in moves(0..=3),
+        start in start(), moves in moves(0..=3),
     ) {
         runtime().block_on(async {
-            let mut rig = Rig::start(family, FakeKernel::new(variant), settings, node).await;
+            let mut rig = Rig::start(start).await;
             for Move { step, faults, merged } in &moves {
                 for (after, fault) in faults {
                     rig.kernel.inject(*after, *fault);
                 }
                 rig.step(step).await;
                 if !merged && rig.sync().await.is_ok() {
-                    assert_same(&rig.kernel.tables(family), &fresh(&rig).await);
+                    assert_same(&rig.tables(), &fresh(&rig).await);
                 }
             }
             rig.sync_at_last().await;
-            assert_same(&rig.kernel.tables(family), &fresh(&rig).await);
+            assert_same(&rig.tables(), &fresh(&rig).await);
         });
+    }
+
+    #[test]
+    fn no_packet_notices_more_than_the_change(
+        start in start(), before in moves(0..=0), change in prop::collection::vec(step(), 1..4),
+        seeds in prop::collection::vec(clusters::packet_seed(), 16),
+    ) {
+        runtime().block_on(async {
+            let mut rig = Rig::after(start, &before).await;
+            let old = rig.watch();
+            for step in change.iter().filter(|step| !matches!(step, Step::Flush(_) | Step::Restart(_))) {
+                rig.step(step).await;
+            }
+            rig.sync().await.unwrap();
+            for Fate { first, now, last, shown, .. } in rig.fates(&old, &seeds) {
+                // Where a Service comes or goes, its packets may be refused on the way.
+                let comes_or_goes = first != last && !(first.delivers() && last.delivers());
+                prop_assert!(now == first || now == last || (comes_or_goes && now.refuses()), "{}", shown());
+            }
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn a_proxy_that_takes_over_disturbs_no_service_that_stays(
+        start in start(), before in moves(0..=0), change in prop::collection::vec(step(), 0..4),
+        seeds in prop::collection::vec(clusters::packet_seed(), 16),
+    ) {
+        runtime().block_on(async {
+            let mut rig = Rig::after(start, &before).await;
+            let old = rig.watch();
+            // While no proxy runs, the cluster goes on.
+            for step in change.iter().filter(|step| !matches!(step, Step::Flush(_) | Step::Restart(_))) {
+                rig.step(step).await;
+            }
+            rig.step(&Step::Restart(rig.settings.clone())).await;
+            rig.sync().await.unwrap();
+            let own: BTreeSet<Backend> = [&old.0, &rig.plan()]
+                .iter()
+                .flat_map(|plan| plan.services().values().flat_map(|service| service.backends()).collect::<Vec<_>>())
+                .collect();
+            for Fate { first, now, last, stays, shown } in rig.fates(&old, &seeds) {
+                // What stays is not disturbed; of what comes or goes, parts may be there already or
+                // still, but never leads anybody elsewhere.
+                let fine = match stays {
+                    true => now == first && now == last,
+                    false => now.backends().all(|backend| own.contains(&backend)),
+                };
+                prop_assert!(fine, "{}", shown());
+            }
+            Ok(())
+        })?;
     }
 }

@@ -87,6 +87,24 @@ impl Verdicts {
         self.0.iter().map(|(verdict, chance)| (*verdict, *chance))
     }
 
+    /// Whether the packet reaches an endpoint, whichever.
+    pub(crate) fn delivers(&self) -> bool {
+        self.0.keys().all(|verdict| matches!(verdict, Verdict::Delivered { .. }))
+    }
+
+    /// The endpoints it can reach.
+    pub(crate) fn backends(&self) -> impl Iterator<Item = Backend> {
+        self.0.keys().filter_map(|verdict| match verdict {
+            Verdict::Delivered { backend, .. } => Some(*backend),
+            _ => None,
+        })
+    }
+
+    /// Whether the packet goes nowhere.
+    pub(crate) fn refuses(&self) -> bool {
+        self.0.keys().all(|verdict| matches!(verdict, Verdict::Rejected | Verdict::Dropped))
+    }
+
     /// The chances of all verdicts together: 1.
     pub(crate) fn total(&self) -> f64 {
         self.0.values().sum()

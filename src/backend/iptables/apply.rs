@@ -271,6 +271,8 @@ impl<R: Run> Backend for Iptables<R> {
         // Groups of Service ports that must go to the kernel apart from all others, because some of
         // them was refused. Every refusal makes a group smaller, so this ends.
         let mut apart: Vec<Vec<ServicePortName>> = Vec::new();
+        let mut aside: BTreeSet<ServicePortName> = BTreeSet::new();
+        let mut read_again = false;
         loop {
             let names = match scope {
                 Scope::Services(names) if self.applied.trust == Trust::Everything && !restyled && apart.is_empty() => {
@@ -286,7 +288,19 @@ impl<R: Run> Backend for Iptables<R> {
                 Err(Interrupted::Refused { together, suspect, reason }) => {
                     apart.retain(|group| *group != together);
                     match together.as_slice() {
-                        [culprit] => self.applied.set_aside(culprit, reason, &mut turn),
+                        [culprit] if plan.services().contains_key(culprit) && aside.insert(culprit.clone()) => {
+                            self.applied.set_aside(culprit, reason, &mut turn);
+                        }
+                        // To remove it, or to leave it as it was, is refused as well: the kernel
+                        // does not hold what it is taken to hold.
+                        [_] if !read_again => {
+                            read_again = true;
+                            self.applied.trust = Trust::Nothing;
+                        }
+                        [culprit] => {
+                            let program = format!("iptables-restore (rules of {culprit})");
+                            return Err(ApplyError::Failed { program, detail: reason });
+                        }
                         _ => apart.extend(split(together, suspect)),
                     }
                 }

@@ -138,6 +138,7 @@ pub fn service_from_snapshot(
     snapshot: &mut Snapshot,
 ) -> Changes {
     let new_texts = Texts::of(name, new, style);
+    let mut old_shared = Vec::new();
     let mut changes = if snapshot.has_chains() {
         let mut changes = Changes::default();
         for (chain, rules) in new_texts.chains {
@@ -147,22 +148,19 @@ pub fn service_from_snapshot(
         }
         changes
     } else {
-        let old = match old {
-            Some((plan, style)) => Texts::of(name, Some(plan), style),
-            None => Texts { chains: Vec::new(), shared: Vec::new() },
-        };
-        let mut changes = own_chains(&old.chains, new_texts.chains, certain);
-        // With the chains go the rules that lead to them: the kernel removes no chain in use.
-        for (shared, rule) in old.shared {
-            if !new_texts.shared.contains(&(shared, rule.clone())) && snapshot.tick_off(shared, &rule) {
-                changes.delete.push((shared.table(), shared.chain(), rule));
-            }
-        }
-        changes
+        let old = Texts::of(name, old.map(|(plan, _)| plan), old.map_or(style, |(_, style)| style));
+        old_shared = old.shared;
+        own_chains(&old.chains, new_texts.chains, certain)
     };
     for (shared, rule) in new_texts.shared.into_iter().rev() {
         if !snapshot.tick_off(shared, &rule) {
             changes.insert.push((shared.table(), shared.chain(), rule));
+        }
+    }
+    // Not left for later: chains are removed now, and nothing may refer to them any more.
+    for (shared, rule) in old_shared {
+        if snapshot.tick_off(shared, &rule) {
+            changes.delete.push((shared.table(), shared.chain(), rule));
         }
     }
     changes
@@ -227,7 +225,16 @@ pub fn base_from_snapshot(new: &BaseRules, snapshot: &mut Snapshot) -> Changes {
         changes.delete.extend(stale.map(services));
         changes.append.extend(tail.iter().cloned().map(services));
     }
+    delete_other_tails(&mut changes, snapshot);
     changes
+}
+
+/// What else leads to node ports goes at once: until then, node ports would answer on addresses
+/// that no longer serve them.
+fn delete_other_tails(changes: &mut Changes, snapshot: &mut Snapshot) {
+    let leads_there = |rule: &str| rule.ends_with(" -j KUBE-NODEPORTS");
+    let others = snapshot.take_left(Shared::NatServices, leads_there);
+    changes.delete.extend(others.into_iter().map(|rule| (Table::Nat, names::SERVICES, rule)));
 }
 
 /// From one base to another where only the shared chains were read.
@@ -238,6 +245,7 @@ pub fn base_beside_snapshot(old: Option<&BaseRules>, new: &BaseRules, snapshot: 
     let services = |rule: &Rule| (Table::Nat, names::SERVICES, rule.to_string());
     let missing = new.tail.iter().filter(|rule| !snapshot.tick_off(Shared::NatServices, &rule.to_string()));
     changes.append.extend(missing.map(services));
+    delete_other_tails(&mut changes, snapshot);
     changes
 }
 

@@ -126,6 +126,15 @@ impl Snapshot {
         }
     }
 
+    /// Ticks off every rule of a kind that is left in a shared chain, each as often as it is there.
+    pub fn take_left(&mut self, shared: Shared, kind: impl Fn(&str) -> bool) -> Vec<String> {
+        let mut taken = Vec::new();
+        for (rule, count) in self.shared.entry(shared).or_default().iter_mut().filter(|(rule, _)| kind(rule)) {
+            taken.extend(std::iter::repeat_n(rule.clone(), std::mem::take(count)));
+        }
+        taken
+    }
+
     /// Whether a shared chain ends with exactly these rules, in any order, and has none of them
     /// elsewhere.
     pub fn ends_with(&self, shared: Shared, rules: &[String]) -> bool {
