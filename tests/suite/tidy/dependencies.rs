@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
-use super::{File, assert_complaints, assert_none, repository, section};
+use super::{File, assert_complaints, assert_none, repository, section, text};
 
 /// A compiled-in package, as cargo describes it.
 #[derive(serde::Deserialize)]
@@ -82,6 +82,21 @@ fn named_dependencies(manifest: &File) -> BTreeSet<String> {
     let tables = ["[dependencies]", "[dev-dependencies]", "[build-dependencies]"];
     let keys = tables.iter().flat_map(|table| keys(manifest, table));
     keys.map(|(_, key)| key.to_owned()).collect()
+}
+
+/// Dependencies that no code of theirs names: those of the program in `src/`, those of tests anywhere.
+fn unused(files: &[File]) -> Vec<String> {
+    let names = |in_program: bool| -> BTreeSet<String> {
+        let rust = files.iter().filter(|file| file.is_rust() && (!in_program || file.path.starts_with("src/")));
+        let paths = rust.flat_map(|file| text::paths(&text::without_comments(&file.text)));
+        paths.filter_map(|named| Some(named.path.split("::").next()?.to_owned())).collect()
+    };
+    let (program, all) = (names(true), names(false));
+    let manifest = manifest(files);
+    let of_program = keys(manifest, "[dependencies]").into_iter().map(|key| (key, &program));
+    let of_tests = keys(manifest, "[dev-dependencies]").into_iter().map(|key| (key, &all));
+    let unused = of_program.chain(of_tests).filter(|((_, name), used)| !used.contains(&name.replace('-', "_")));
+    unused.map(|((line, name), _)| manifest.complain(line, &format!("{name} is not used"))).collect()
 }
 
 /// Keys of a table, with their lines.
@@ -236,6 +251,18 @@ fn licence_expressions_are_understood() {
     for (text, expected) in cases {
         assert_eq!(Expression::read(text).holds(&allowed), expected, "{text}");
     }
+}
+
+#[test]
+fn dependencies_are_used() {
+    assert_none(&unused(&repository()));
+    let manifest = "[dependencies]\na-b = \"1\"\nc = \"1\"\n[dev-dependencies]\nd = \"1\"\ne = \"1\"\n";
+    let files = [
+        File::new("Cargo.toml", manifest),
+        File::new("src/lib.rs", "use a_b::x; // c::x"),
+        File::new("tests/suite/main.rs", "use c::x; d::f();"),
+    ];
+    assert_complaints(&unused(&files), &["Cargo.toml:3: c is not used", "Cargo.toml:6: e is not used"]);
 }
 
 #[test]

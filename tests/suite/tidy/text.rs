@@ -103,7 +103,8 @@ fn tokens(code: &str) -> Vec<(usize, &str)> {
     tokens
 }
 
-fn without_comments(text: &str) -> String {
+/// The text with comments and the contents of literals blank.
+pub(super) fn without_comments(text: &str) -> String {
     let mut code = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(first) = rest.chars().next() {
