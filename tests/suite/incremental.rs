@@ -13,7 +13,7 @@ use ferrule::backend::iptables::ruleset::Table;
 use ferrule::backend::iptables::tools::Tools;
 use ferrule::backend::{ApplyError, Intact, Report};
 use ferrule::cluster::{ClusterState, Event};
-use ferrule::command::fake::{FakeKernel, Fault, Refusal, Tables, Variant};
+use ferrule::command::fake::{FakeKernel, Fault, Tables, Variant};
 use ferrule::model::{EndpointSlice, Kind, Node, ObjectRef, Service, ServicePortName};
 use ferrule::net::IpFamily;
 use ferrule::plan::build::Settings;
