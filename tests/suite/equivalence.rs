@@ -18,7 +18,8 @@ use crate::clusters::{self, Input, PacketSeed};
 use crate::world::Verdict;
 use crate::{oracle, pipeline, tracer};
 
-static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Builder::new_current_thread().enable_time().build().unwrap());
+pub(crate) static RUNTIME: LazyLock<Runtime> =
+    LazyLock::new(|| Builder::new_current_thread().enable_time().build().unwrap());
 
 proptest! {
     #![proptest_config(clusters::cases())]
@@ -80,14 +81,14 @@ fn check(plan: &Plan, tables: &Tables, seed: &PacketSeed) -> Result<(), TestCase
     Ok(())
 }
 
-fn plan(input: &Input, family: IpFamily) -> Plan {
+pub(crate) fn plan(input: &Input, family: IpFamily) -> Plan {
     let addresses = clusters::interface_addresses();
     let state = pipeline::cluster(&input.node, &addresses, input.services.clone(), input.slices.clone());
     pipeline::plan(&state, &input.settings, family)
 }
 
 /// The rules of a first full sync, in the kernel.
-fn tables(plan: &Plan) -> Tables {
+pub(crate) fn tables(plan: &Plan) -> Tables {
     let settings = apply::Settings { mark: 0x4000, drop_invalid: true };
     let counters = Counters { invalid_dropped: true, localhost_accepted: true };
     let input = apply::first_input(plan, &settings, true, counters);

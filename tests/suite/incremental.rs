@@ -303,7 +303,7 @@ async fn fresh(rig: &Rig) -> Tables {
 }
 
 /// Chains and rules as texts; where the order is free, sorted.
-fn normalized(tables: &Tables) -> BTreeMap<(Table, String), Vec<String>> {
+pub(crate) fn normalized(tables: &Tables) -> BTreeMap<(Table, String), Vec<String>> {
     let mut chains = BTreeMap::new();
     for table in [Table::Mangle, Table::Filter, Table::Nat] {
         for (name, chain) in tables.chains(table) {

@@ -8,6 +8,7 @@
     reason = "a test ends by a panic when something is not as expected"
 )]
 
+mod algebra;
 mod api;
 mod clusters;
 mod config;

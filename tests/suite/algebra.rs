@@ -1,0 +1,71 @@
+//! The algebra of differences: `patch(a, diff(a, b)) = b`, and `diff(b, b)` is empty.
+
+use std::collections::BTreeSet;
+
+use ferrule::backend::iptables::compile;
+use ferrule::backend::iptables::diff::{self, Changes};
+use ferrule::backend::iptables::restore::Input as RestoreInput;
+use ferrule::command::fake::{FakeKernel, Tables, Variant};
+use ferrule::command::{Command, Run};
+use ferrule::net::IpFamily;
+use ferrule::plan::Plan;
+use proptest::prelude::*;
+
+use crate::clusters;
+use crate::incremental::normalized;
+use crate::{equivalence, pipeline};
+
+const MARK: u32 = 0x4000;
+
+proptest! {
+    #![proptest_config(clusters::cases())]
+
+    #[test]
+    fn a_difference_leads_from_one_plan_to_the_other(a in clusters::input(3), b in clusters::input(3)) {
+        for family in IpFamily::BOTH {
+            let (a, b) = (equivalence::plan(&a, family), equivalence::plan(&b, family));
+            let patched = patch(equivalence::tables(&a), &difference(&a, &b), family);
+            prop_assert_eq!(normalized(&patched), normalized(&equivalence::tables(&b)));
+        }
+    }
+
+    #[test]
+    fn there_is_no_difference_to_oneself(input in clusters::input(3)) {
+        for family in IpFamily::BOTH {
+            let plan = equivalence::plan(&input, family);
+            let again = equivalence::plan(&input, family);
+            prop_assert_eq!(difference(&plan, &again), Vec::new());
+        }
+    }
+}
+
+/// What differs between two plans, without the parts in which nothing does.
+fn difference(a: &Plan, b: &Plan) -> Vec<Changes> {
+    let (old, new) = (pipeline::style(a, MARK), pipeline::style(b, MARK));
+    let names: BTreeSet<_> = a.services().keys().chain(b.services().keys()).collect();
+    let services = names.into_iter().map(|name| {
+        let before = a.services().get(name).map(|plan| (&**plan, &old));
+        diff::service(name, before, b.services().get(name).map(|plan| &**plan), &new, true)
+    });
+    let base = diff::base(&compile::base(&a.node, &old), &compile::base(&b.node, &new));
+    std::iter::once(base).chain(services).filter(|changes| !changes.is_empty()).collect()
+}
+
+/// The kernel after `changes` were restored into it.
+fn patch(tables: Tables, changes: &[Changes], family: IpFamily) -> Tables {
+    let kernel = FakeKernel::new(Variant::Nft);
+    kernel.load(tables);
+    let input = RestoreInput::render(changes.iter());
+    if input.is_empty() {
+        return kernel.tables(family);
+    }
+    let program = match family {
+        IpFamily::V4 => "iptables-restore",
+        IpFamily::V6 => "ip6tables-restore",
+    };
+    let command =
+        Command::new(program, &["-w", "5", "--noflush", "--counters"]).with_stdin(input.text.clone().into_bytes());
+    let output = equivalence::RUNTIME.block_on(kernel.run(command, &mut |_| {})).expect("the program runs");
+    assert!(output.success(), "{}\n{}", output.stderr, input.text);
+    kernel.tables(family)
+}
