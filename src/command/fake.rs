@@ -13,6 +13,7 @@ mod words;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use self::operation::Operation;
@@ -107,6 +108,18 @@ impl Run for FakeKernel {
         self.state().calls.push(Call { command, output: result.as_ref().ok().cloned() });
         printed.iter().flat_map(|text| text.lines()).for_each(line);
         result
+    }
+}
+
+/// The call as a terminal would show it.
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "$ {} {}", self.command.program, self.command.args.join(" "))?;
+        write!(f, "{}", String::from_utf8_lossy(&self.command.stdin))?;
+        match &self.output {
+            Some(Output { code, stderr }) => writeln!(f, "=> {code} {stderr}"),
+            None => writeln!(f, "=> killed, or not begun"),
+        }
     }
 }
 

@@ -135,6 +135,37 @@ pub(crate) fn service_with_slices(i: usize) -> impl Strategy<Value = (Option<Ser
         .prop_map(|(service, a, b, c)| (service, [a, b, c].into_iter().flatten().collect()))
 }
 
+/// The i-th Service as simple as can be, with so many endpoints elsewhere.
+pub(crate) fn plain_service(i: usize, endpoints: u16) -> (Service, EndpointSlice) {
+    let service = Service {
+        name: name(i),
+        cluster_ips: ips(&[&format!("10.96.{}.{}", i / 250, i % 250 + 1)]),
+        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
+        external_ips: Vec::new(),
+        load_balancer_ips: Vec::new(),
+        source_ranges: Vec::new(),
+        external_policy_local: false,
+        internal_policy_local: false,
+        affinity_seconds: None,
+        health_check_node_port: None,
+    };
+    let endpoint = |n: u16| Endpoint {
+        ip: IpAddr::from([10, 129, n.to_be_bytes()[0], n.to_be_bytes()[1]]),
+        conditions: Conditions { ready: true, serving: true, terminating: false },
+        local: false,
+        hints: None,
+    };
+    let slice = EndpointSlice {
+        service: name(i),
+        name: format!("s{i}-0").into(),
+        family: IpFamily::V4,
+        ports: [SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
+        endpoints: (1..=endpoints).map(endpoint).collect(),
+        trigger_time: None,
+    };
+    (service, slice)
+}
+
 fn service(i: usize) -> impl Strategy<Value = Service> {
     let k = i + 1;
     let cluster_ips: Vec<IpAddr> = ips(&[&format!("10.96.0.{k}"), &format!("fd00:96::{k}")]);

@@ -13,6 +13,7 @@ use ferrule::backend::iptables::ruleset::Table;
 use ferrule::backend::iptables::tools::Tools;
 use ferrule::backend::{ApplyError, Intact, Report};
 use ferrule::cluster::{ClusterState, Event};
+use ferrule::command::Output;
 use ferrule::command::fake::{FakeKernel, Fault, Tables, Variant};
 use ferrule::model::{EndpointSlice, Kind, Node, ObjectRef, Service, ServicePortName};
 use ferrule::net::IpFamily;
@@ -22,6 +23,8 @@ use ferrule::sync::Pipeline;
 use ferrule::sync::pacer::Pace;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::clusters::{self, PacketSeed};
@@ -379,6 +382,80 @@ fn changes(states: &[Tables; 3]) -> String {
         }
     }
     text
+}
+
+/// What most proxies are given.
+fn usual(variant: Variant) -> Start {
+    let mut runner = TestRunner::deterministic();
+    let settings = Settings {
+        localhost_node_ports: true,
+        external_ips: true,
+        ..clusters::settings().new_tree(&mut runner).unwrap().current()
+    };
+    (variant, IpFamily::V4, settings, clusters::node().new_tree(&mut runner).unwrap().current())
+}
+
+fn plain(i: usize, endpoints: u16) -> Step {
+    let (service, slice) = clusters::plain_service(i, endpoints);
+    Step::Service(i, Some(service), vec![slice])
+}
+
+const VARIANTS: [Variant; 2] = [Variant::Legacy, Variant::Nft];
+
+#[test]
+fn what_goes_after_a_held_lock_goes_with_its_rules() {
+    for variant in VARIANTS {
+        runtime().block_on(async {
+            let mut rig = Rig::after(usual(variant), &[]).await;
+            rig.step(&plain(0, 1)).await;
+            rig.sync().await.unwrap();
+            rig.kernel.inject(0, Fault::Locked);
+            rig.step(&plain(1, 1)).await;
+            assert!(matches!(rig.sync().await, Err(ApplyError::Busy { .. })));
+            rig.step(&Step::Service(0, None, Vec::new())).await;
+            rig.kernel.take_calls();
+            rig.sync().await.unwrap();
+            for call in rig.kernel.calls() {
+                assert!(call.output.as_ref().is_some_and(Output::success), "{call}");
+            }
+            assert_same(&rig.tables(), &fresh(&rig).await);
+        });
+    }
+}
+
+#[test]
+fn a_chain_that_others_hold_on_to_holds_nothing_else_up() {
+    for variant in VARIANTS {
+        runtime().block_on(async {
+            let mut rig = Rig::after(usual(variant), &[]).await;
+            rig.step(&plain(0, 1)).await;
+            rig.sync().await.unwrap();
+            let tables = rig.tables();
+            let (held, _) = tables.chains(Table::Nat).find(|(name, _)| name.starts_with("KUBE-SVC-")).unwrap();
+            let foreign = format!("-A OUTPUT -d 8.8.8.8/32 -j {held}\nCOMMIT");
+            let text = tables.table_text(Table::Nat).replace("COMMIT", &foreign);
+            let text = format!("{}{text}", tables.table_text(Table::Filter));
+            rig.kernel.load(Tables::parse(IpFamily::V4, &text).unwrap());
+
+            rig.kernel.take_calls();
+            rig.step(&Step::Service(0, None, Vec::new())).await;
+            rig.step(&plain(1, 1)).await;
+            // It may say that it did not succeed, but it says so soon, and the rest is there.
+            let _ = rig.sync().await;
+            assert!(rig.kernel.calls().len() < 40, "{} calls", rig.kernel.calls().len());
+            let now = rig.tables().to_string();
+            assert!(now.contains("ns/svc1:http cluster IP"), "{now}");
+            assert!(!now.contains("ns/svc0:http cluster IP"), "{now}");
+
+            // Once the others let go, nothing is left.
+            rig.kernel.load(Tables::parse(IpFamily::V4, &now.replace(&foreign.replace("\nCOMMIT", "\n"), "")).unwrap());
+            rig.pipeline.mark_everything();
+            rig.sync_at_last().await;
+            rig.step(&Step::Restart(rig.settings.clone())).await;
+            rig.sync().await.unwrap();
+            assert_same(&rig.tables(), &fresh(&rig).await);
+        });
+    }
 }
 
 proptest! {
