@@ -236,18 +236,28 @@ impl<R: Run> Iptables<R> {
                 ..Changes::default()
             }));
         }
-        for step in steps.iter().filter(|step| !step.is_empty()) {
-            let input = Input::render(std::iter::once(step));
+        steps.reverse();
+        while let Some(step) = steps.pop() {
+            if step.is_empty() {
+                continue;
+            }
+            let input = Input::render(std::iter::once(&step));
             turn.report.restores += 1;
             turn.report.bytes += input.text.len();
             let trust = std::mem::take(&mut self.applied.trust);
             match self.tools.restore(&input.text).await {
-                Ok(()) => self.applied.trust = trust,
+                Ok(()) => {}
                 Err(RestoreError::Other(error)) => return Err(self.applied.lost(error)),
+                // Somebody else's rule leads to one of these chains: it stays, empty, and the
+                // others go.
+                Err(RestoreError::Refused { .. }) if !step.remove.is_empty() => {
+                    steps.extend(step.halved_removal().into_iter().flatten());
+                }
                 Err(RestoreError::Refused { detail, .. }) => {
                     return Err(refused_outside("removal of leftovers", detail));
                 }
             }
+            self.applied.trust = trust;
         }
         Ok(())
     }
@@ -297,10 +307,7 @@ impl<R: Run> Backend for Iptables<R> {
                             read_again = true;
                             self.applied.trust = Trust::Nothing;
                         }
-                        [culprit] => {
-                            let program = format!("iptables-restore (rules of {culprit})");
-                            return Err(ApplyError::Failed { program, detail: reason });
-                        }
+                        [culprit] => self.applied.set_aside(culprit, reason, &mut turn),
                         _ => apart.extend(split(together, suspect)),
                     }
                 }

@@ -46,14 +46,13 @@ impl Changes {
         replaced + self.create.len() + self.insert.len() + self.append.len() + self.delete.len() + 2 * self.remove.len()
     }
 
-    /// Moves `other` to the end of `self`.
-    pub fn extend(&mut self, other: Changes) {
-        self.create.extend(other.create);
-        self.replace.extend(other.replace);
-        self.insert.extend(other.insert);
-        self.append.extend(other.append);
-        self.delete.extend(other.delete);
-        self.remove.extend(other.remove);
+    /// The same removals in two parts; `None` if there is only one chain to remove.
+    pub fn halved_removal(mut self) -> Option<[Changes; 2]> {
+        if self.remove.len() < 2 {
+            return None;
+        }
+        let rest = self.remove.split_off(self.remove.len() / 2);
+        Some([self, Changes { remove: rest, ..Changes::default() }])
     }
 }
 
