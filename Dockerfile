@@ -11,11 +11,9 @@ ARG BASE=debian:bookworm-slim
 
 FROM ${BUILD_BASE} AS build
 WORKDIR /src
-COPY Cargo.toml Cargo.lock ./
-COPY src src
-COPY examples examples
-# The manifest names these, so cargo wants to see them; nothing of them is compiled.
-COPY tests tests
+# What `.dockerignore` lets in. The manifest names tests and benches, so cargo wants to see them;
+# nothing of them is compiled.
+COPY . .
 RUN cargo build --release --locked --bin ferrule --target-dir /build
 
 FROM ${BASE}

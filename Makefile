@@ -62,6 +62,7 @@ tests() {
     /^test result: / { runs += 1; passed += $$4; failed += $$6; ignored += $$8 }
     END {
       if (passed == 0) remark = ": NOTHING RAN"
+      if (failure > 0 && failed == 0) remark = ": a test binary was not built or did not end by itself"
       if (ignored > 0) remark = ": a skipped test counts as a failure"
       if (filter != "") remark = remark " (only tests that match: " filter ")"
       printf "make $@: %d passed, %d failed, %d skipped, in %d binaries%s\n", passed, failed, ignored, runs, remark

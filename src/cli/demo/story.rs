@@ -284,15 +284,14 @@ impl Story {
         self.problems == 0
     }
 
-    /// The end of the proxy's log, with a heading.
+    /// The end of the proxy's log, with a heading; nothing if it was never started.
     pub(super) fn proxy_log(&self) -> String {
-        let text = fs::read_to_string(self.folder.join("proxy.log")).unwrap_or_default();
+        let Ok(text) = fs::read_to_string(self.folder.join("proxy.log")) else { return String::new() };
         let lines: Vec<&str> = text.lines().collect();
         let (_, last) = lines.split_at(lines.len().saturating_sub(LOG_LINES));
-        if last.is_empty() {
-            "\nThe proxy logged nothing.".to_owned()
-        } else {
-            format!("\nThe proxy's log ends:\n{}", last.join("\n"))
+        match last {
+            [] => "\nThe proxy logged nothing.".to_owned(),
+            _ => format!("\nThe proxy's log ends:\n{}", last.join("\n")),
         }
     }
 

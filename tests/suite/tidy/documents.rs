@@ -122,6 +122,27 @@ fn unexplained_dependencies(files: &[File]) -> Vec<String> {
     untold.chain(told.difference(&needed).map(|name| format!("ARCHITECTURE.md: {name} is no dependency"))).collect()
 }
 
+/// The image is built from what `.dockerignore` lets in: all that cargo wants to see.
+fn missing_from_image(files: &[File]) -> Vec<String> {
+    let ignore = files.iter().find(|file| file.path == ".dockerignore").expect(".dockerignore is there");
+    let needed = files.iter().filter(|file| file.is_rust() || file.path.starts_with("examples/"));
+    let tops: BTreeSet<&str> = needed.filter_map(|file| Some(file.path.split_once('/')?.0)).collect();
+    let missing = tops.into_iter().filter(|top| !ignore.text.lines().any(|line| line == format!("!{top}")));
+    missing.map(|top| format!(".dockerignore keeps {top}/ out of the image's build")).collect()
+}
+
+#[test]
+fn the_image_is_built_from_everything() {
+    assert_none(&missing_from_image(&repository()));
+    let files = [
+        File::new(".dockerignore", "*\n!src\n"),
+        File::new("src/main.rs", ""),
+        File::new("benches/plan.rs", ""),
+        File::new("deploy/README.md", ""),
+    ];
+    assert_complaints(&missing_from_image(&files), &["keeps benches/ out"]);
+}
+
 #[test]
 fn documents_name_files_that_exist() {
     assert_none(&missing_files(&repository()));
