@@ -75,9 +75,7 @@ impl Service {
         };
         let external_policy_local = has_external_traffic && spec.external_traffic_policy.as_deref() == Some("Local");
         let health_check_node_port = match spec.kind.as_deref() {
-            Some("LoadBalancer") if external_policy_local => {
-                check.port("spec.healthCheckNodePort", spec.health_check_node_port.unwrap_or(0))
-            }
+            Some("LoadBalancer") if external_policy_local => check.health_check_node_port(spec),
             _ => None,
         };
         let affinity_seconds = check.affinity(spec);
@@ -218,6 +216,17 @@ impl Check {
                 self.problem(field, format!("{value} is not a port (1..65535); it is left out"));
                 None
             }
+        }
+    }
+
+    fn health_check_node_port(&mut self, spec: &wire::ServiceSpec) -> Option<u16> {
+        let field = "spec.healthCheckNodePort";
+        match spec.health_check_node_port {
+            None | Some(0) => {
+                self.problem(field, "is not set yet; the load balancer cannot ask which nodes have endpoints");
+                None
+            }
+            Some(value) => self.port(field, value),
         }
     }
 
