@@ -208,7 +208,9 @@ impl<R: Run> Iptables<R> {
     /// each other.
     async fn remove_leftovers(&mut self, turn: &mut Turn<'_>) -> Result<(), Interrupted> {
         let Some(snapshot) = turn.snapshot.take() else { return Ok(()) };
-        let spared = self.applied.refused.keys().chain(&turn.left_alone);
+        // Where the previous rules are known, those are claimed, and the rest may go.
+        let unknown = self.applied.refused.keys().filter(|name| !self.applied.services.contains_key(name));
+        let spared = unknown.chain(&turn.left_alone);
         let spared: Vec<String> = spared.map(ToString::to_string).collect();
         let is_spared = |rule: &str| spared.iter().any(|spn| is_commented_for(rule, spn));
         let limit = self.lines_per_restore();
@@ -222,7 +224,8 @@ impl<R: Run> Iptables<R> {
             }
         }
         steps.push(deletes);
-        if spared.is_empty() {
+        // Which chains the spared rules lead to is not known: then all stay.
+        if !snapshot.left_rules().any(|(_, rule, _)| is_spared(rule)) {
             let mut chains: Vec<_> = snapshot.left_chains().cloned().collect();
             chains.sort();
             let size = limit.min(chains.len().max(1));
