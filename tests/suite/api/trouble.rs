@@ -9,7 +9,7 @@ use ferrule::model::Kind;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::follower::{Follower, recorded_objects, requests_for, service, slice};
+use super::follower::{Follower, objects, requests_for, service, slice};
 use super::server::answer::{Core, Fault, On, Seen};
 
 const KINDS: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
@@ -73,7 +73,7 @@ impl Log {
 async fn ten_minutes_without_the_server() {
     for forgotten in [false, true] {
         let log = Log::start();
-        let core = Core::new(recorded_objects());
+        let core = Core::new(objects());
         let mut follower = Follower::start(&core);
         follower.until_synced().await;
         let before = core.requests().len();
@@ -82,7 +82,7 @@ async fn ten_minutes_without_the_server() {
         let down_at = Instant::now();
         assert_eq!(follower.within(Duration::from_secs(600)).await, [], "the outage itself is no event");
         assert_eq!(core.requests().len(), before, "a server that is down sees no requests");
-        core.delete("Service", "g", "cip-tcp");
+        core.delete("Service", "t", "s07");
         core.apply(service("new", "10.0.0.1"));
         if forgotten {
             core.advance_to(100_000);
