@@ -42,7 +42,7 @@ async fn run_iptables(config: Config) -> anyhow::Result<()> {
     let tools = iptables_tools().await?;
     let _instance = Instance::acquire().await.context("cannot see to it that only one ferrule runs here")?;
 
-    if settings.localhost_node_ports {
+    if settings.routes_localnet() && tools.iter().any(|(family, _)| *family == IpFamily::V4) {
         sysctl::allow_localhost_node_ports()?;
     }
     let iptables = apply::Settings { mark: config.masquerade_mark, drop_invalid: !sysctl::conntrack_is_liberal() };

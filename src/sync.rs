@@ -16,7 +16,7 @@ use crate::model::{Node, ServiceName, ServicePortName};
 use crate::net::IpFamily;
 use crate::plan::build::{PlanContext, Settings, node_plan};
 use crate::plan::{NodePlan, Plan};
-use pacer::{Instant, Pace, Pacer};
+use pacer::{Ended, Instant, Occasion, Pace, Pacer};
 
 /// What one IP family does with events.
 pub struct Pipeline<B> {
@@ -114,20 +114,29 @@ impl<B: Backend> Pipeline<B> {
     }
 
     /// Plans what is dirty and hands the worker out; `None` if it is out already.
-    pub fn begin(&mut self, state: &ClusterState) -> Option<Job<B>> {
+    pub fn begin(&mut self, state: &ClusterState, now: Instant) -> Option<Job<B>> {
         let mut worker = self.worker.take()?;
-        // Without a request it is time for a retry or a periodic full sync.
-        self.dirty.everything |= !self.pacer.is_requested();
-        self.pacer.begin();
+        let occasion = self.pacer.begin(now);
+        self.dirty.everything |= occasion != Occasion::Request;
         let dirty = std::mem::take(&mut self.dirty);
-        let scope = worker.plan(self.family, &self.settings, state, dirty);
+        let scope = match worker.plan(self.family, &self.settings, state, dirty) {
+            Scope::Everything if occasion == Occasion::Audit => Scope::Audit,
+            scope => scope,
+        };
         Some(Job { worker, scope })
     }
 
     /// Takes the worker back.
     pub fn end(&mut self, done: Done<B>, now: Instant) -> Result<Report, ApplyError> {
         self.worker = Some(done.worker);
-        self.pacer.end(now, done.result.is_ok());
+        self.pacer.end(
+            now,
+            match &done.result {
+                Ok(Report { set_aside: 0, .. }) => Ended::Complete,
+                Ok(Report { refused, .. }) => Ended::Incomplete { anew: !refused.is_empty() },
+                Err(_) => Ended::Failed,
+            },
+        );
         done.result
     }
 

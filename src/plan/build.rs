@@ -98,6 +98,14 @@ impl Settings {
         }
     }
 
+    /// Whether the kernel must route packets from loopback addresses to endpoints elsewhere
+    /// (`route_localnet`), which opens those addresses to the network but for `KUBE-FIREWALL`. Not with
+    /// `primary`, whatever the Node says later: the node's own address is no loopback one.
+    pub fn routes_localnet(&self) -> bool {
+        let by_networks = matches!(self.node_port_addresses, NodePortSetting::Cidrs(_));
+        by_networks && self.localhost_node_ports(IpFamily::V4, &Node::default())
+    }
+
     /// Whether node ports answer on loopback addresses of a family. (kube-proxy: localhost node
     /// ports are IPv4 only, and only if `nodePortAddresses` cover the loopback network.)
     pub fn localhost_node_ports(&self, family: IpFamily, node: &Node) -> bool {

@@ -98,7 +98,8 @@ fn finish<B: Backend>(lines: &mut [Line<B>], outcome: Outcome<B>, start: Instant
             let Some(line) = lines.get_mut(i) else { return };
             let family = line.pipeline.family();
             let result = line.pipeline.end(*done, now - start);
-            line.next_check = Some(now + pace.retry);
+            // Not put off by what else goes on: who flushes tables does not wait for quiet.
+            line.next_check.get_or_insert(now + pace.retry);
             if let Some(report) = log(family, result, elapsed)
                 && !line.has_synced
             {
@@ -129,10 +130,10 @@ fn log(family: IpFamily, result: Result<Report, ApplyError>, elapsed: Duration) 
             for (service, reason) in &report.refused {
                 let protocol = service.protocol;
                 tracing::error!(%family, %service, %protocol, "set aside: the kernel refuses its rules ({reason}); \
-                    its previous rules stay, and it is tried again when it changes");
+                    its previous rules stay; it is tried again from time to time, and when it changes");
             }
-            let Report { written, restores, bytes, .. } = report;
-            tracing::debug!(%family, written, restores, bytes, ?elapsed, "synced");
+            let Report { written, restores, bytes, set_aside, .. } = report;
+            tracing::debug!(%family, written, restores, bytes, set_aside, ?elapsed, "synced");
             Some(report)
         }
         Err(error) => {
@@ -167,19 +168,19 @@ impl<B: Backend + 'static> Line<B> {
         if !self.pipeline.is_idle() {
             return;
         }
-        if self.pipeline.pacer.due().is_some_and(|due| start + due <= now) {
-            if let Some(job) = self.pipeline.begin(state) {
+        if self.next_check.is_some_and(|at| at <= now) {
+            if let Some(mut worker) = self.pipeline.lend() {
                 tasks.spawn(async move {
-                    let done = job.run().await;
-                    Outcome::Synced(i, Box::new(done), now.elapsed())
+                    let result = worker.check().await;
+                    Outcome::Checked(i, Box::new(worker), result)
                 });
             }
-        } else if self.next_check.is_some_and(|at| at <= now)
-            && let Some(mut worker) = self.pipeline.lend()
+        } else if self.pipeline.pacer.due().is_some_and(|due| start + due <= now)
+            && let Some(job) = self.pipeline.begin(state, now - start)
         {
             tasks.spawn(async move {
-                let result = worker.check().await;
-                Outcome::Checked(i, Box::new(worker), result)
+                let done = job.run().await;
+                Outcome::Synced(i, Box::new(done), now.elapsed())
             });
         }
     }

@@ -29,6 +29,8 @@ struct Script {
     /// Answers of the next calls; none left is success.
     failures: VecDeque<ApplyError>,
     intact: VecDeque<Intact>,
+    /// How many Services are set aside after each of the next calls that succeed.
+    set_aside: VecDeque<usize>,
     takes: Duration,
 }
 
@@ -46,9 +48,10 @@ impl Backend for Recorder {
             script.takes
         };
         tokio::time::sleep(takes).await;
-        match self.script.lock().unwrap().failures.pop_front() {
+        let mut script = self.script.lock().unwrap();
+        match script.failures.pop_front() {
             Some(error) => Err(error),
-            None => Ok(Report::default()),
+            None => Ok(Report { set_aside: script.set_aside.pop_front().unwrap_or(0), ..Report::default() }),
         }
     }
 
@@ -172,7 +175,7 @@ async fn nothing_is_written_before_every_kind_is_listed() {
     rig.pass(SECOND / 10).await;
     let calls = rig.calls();
     assert_eq!(calls.len(), 1);
-    assert_eq!(calls[0].scope, Scope::Everything);
+    assert_eq!(calls[0].scope, Scope::Audit);
     assert_eq!(calls[0].plan.values().copied().collect::<Vec<_>>(), [2]);
 }
 
@@ -262,10 +265,45 @@ async fn rules_removed_by_others_are_written_again_within_the_sync_period() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn everything_is_compared_once_an_hour() {
+async fn the_kernel_is_looked_at_once_an_hour() {
     let rig = Rig::start();
     rig.list(1).await;
     rig.pass(3 * 3600 * SECOND + 60 * SECOND).await;
     let scopes: Vec<Scope> = rig.calls().into_iter().map(|call| call.scope).collect();
-    assert_eq!(scopes, vec![Scope::Everything; 4]);
+    assert_eq!(scopes, vec![Scope::Audit; 4]);
+}
+
+/// Where something always happens, it is looked at as often.
+#[tokio::test(start_paused = true)]
+async fn changes_put_off_neither_the_look_for_flushes_nor_the_hourly_one() {
+    let rig = Rig::start();
+    rig.list(1).await;
+    rig.pass(SECOND).await;
+    rig.calls();
+    rig.script.lock().unwrap().intact = [Intact::No].into();
+    for i in 0..40 {
+        rig.send(Event::EndpointSlice(slice(0, 3 + i % 2))).await;
+        rig.pass(SECOND).await;
+    }
+    let whole = |calls: &[Call], scope: &Scope| calls.iter().filter(|call| call.scope == *scope).count();
+    let calls = rig.calls();
+    assert_eq!(whole(&calls, &Scope::Everything), 1, "{calls:?}");
+    assert!(calls.len() > 30, "{calls:?}");
+    for i in 0..70 {
+        rig.send(Event::EndpointSlice(slice(0, 3 + i % 2))).await;
+        rig.pass(60 * SECOND).await;
+    }
+    assert_eq!(whole(&rig.calls(), &Scope::Audit), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_kernel_refused_is_tried_again() {
+    let rig = Rig::start();
+    rig.script.lock().unwrap().set_aside = [1, 1].into();
+    rig.list(1).await;
+    rig.pass(600 * SECOND).await;
+    let calls = rig.calls();
+    let at: Vec<_> = calls.iter().map(|call| call.at.as_secs()).collect();
+    assert_eq!(at, [0, 30, 90], "and then it was accepted");
+    assert_eq!(calls[1].scope, Scope::Everything);
 }
