@@ -5,6 +5,7 @@
 //! pipeline only notes what becomes dirty.
 
 pub mod drive;
+pub mod notice;
 pub mod pacer;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,12 +49,17 @@ pub struct Worker<B> {
 /// A worker with its order.
 pub struct Job<B> {
     worker: Worker<B>,
+    occasion: Occasion,
     scope: Scope,
 }
 
 /// How a job ended; the worker comes back with it.
 pub struct Done<B> {
     worker: Worker<B>,
+    /// Why it began.
+    pub occasion: Occasion,
+    /// What it was about.
+    pub scope: Scope,
     /// The backend's answer.
     pub result: Result<Report, ApplyError>,
 }
@@ -123,7 +129,7 @@ impl<B: Backend> Pipeline<B> {
             Scope::Everything if occasion == Occasion::Audit => Scope::Audit,
             scope => scope,
         };
-        Some(Job { worker, scope })
+        Some(Job { worker, occasion, scope })
     }
 
     /// Takes the worker back.
@@ -214,7 +220,16 @@ impl<B: Backend> Job<B> {
     /// Writes the kernel.
     pub async fn run(mut self) -> Done<B> {
         let result = self.worker.backend.sync(&self.worker.plan, &self.scope).await;
-        Done { worker: self.worker, result }
+        Done { worker: self.worker, occasion: self.occasion, scope: self.scope, result }
+    }
+}
+
+// === impl Done ===
+
+impl<B> Done<B> {
+    /// What the kernel was to be brought to.
+    pub fn plan(&self) -> &Plan {
+        &self.worker.plan
     }
 }
 

@@ -326,7 +326,7 @@ impl PacketSeed {
         let ports: Vec<u16> = plan
             .services()
             .values()
-            .filter_map(|service| service.health_check_node_port)
+            .filter_map(|service| Some(service.health_check.as_ref()?.node_port))
             .chain([80, 8080, 9])
             .collect();
         let port = match (self.port, aimed) {
