@@ -55,6 +55,7 @@ mod balancing;
 mod crash;
 mod doors;
 mod faults;
+mod health;
 mod host;
 mod one_change;
 mod refusal;
