@@ -145,3 +145,38 @@ impl Answers {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::cluster::Changed;
+    use crate::model::{Kind, Node, ObjectRef};
+
+    #[test]
+    fn a_deleted_node_stays_as_it_was_last_seen() {
+        let mut health = Health::new(Duration::from_secs(60));
+        let node = |draining| Event::Node(Arc::new(Node { draining, ..Node::default() }));
+        let gone = Event::Deleted(ObjectRef::new(Kind::Node, "", "node"));
+        let seen = [(&gone, false), (&node(false), true), (&gone, true), (&node(true), false), (&gone, false)];
+        for (event, eligible) in seen {
+            health.notice(&Notice::Event { event, changed: &Changed::Nothing });
+            assert_eq!(health.verdict(Moment::now()).node_eligible, eligible, "{event:?}");
+        }
+    }
+
+    #[test]
+    fn answers_are_counted_by_code() {
+        let health = Health::new(Duration::from_secs(60));
+        let ask = |path: &'static str| {
+            let (method, headers) = (http::Method::POST, http::HeaderMap::new());
+            let request = Request { method, uri: http::Uri::from_static(path), headers, body: "".into() };
+            health.answer(&request).status.as_u16()
+        };
+        assert_eq!(ask("/healthz?verbose"), 503);
+        assert_eq!(["/livez", "/livez", "/readyz", "/", "/healthz/"].map(ask), [200, 200, 404, 404, 404]);
+        assert_eq!(health.probes().healthz.by_code(), [(200, 0), (503, 1)]);
+        assert_eq!(health.probes().livez.by_code(), [(200, 2), (503, 0)]);
+    }
+}

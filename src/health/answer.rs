@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn probes() {
-        let at = |millis| EPOCH + Duration::from_millis(1_777_629_000_000 + millis);
+        let at = |millis: u64| EPOCH + Duration::from_millis(1_777_629_000_000 + millis);
         let mut verdict = Verdict {
             healthy: true,
             node_eligible: true,
@@ -184,7 +184,10 @@ mod tests {
         let verdict = Verdict { healthy: true, node_eligible: true, families: vec![(IpFamily::V6, EPOCH, true)] };
         let answer = probe_answer(Question::Livez, &verdict, now());
         let body = std::str::from_utf8(&answer.body).unwrap();
-        assert!(body.ends_with(r#""status":{"IPv6":{"lastUpdated":"1970-01-01T00:00:00Z","healthy":true}}}"#), "{body}");
+        assert!(
+            body.ends_with(r#""status":{"IPv6":{"lastUpdated":"1970-01-01T00:00:00Z","healthy":true}}}"#),
+            "{body}"
+        );
     }
 
     #[test]

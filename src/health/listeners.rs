@@ -116,13 +116,7 @@ impl Listeners {
             let healthy = health.verdict(Moment::now()).healthy;
             answer::node_port_answer(&service, count.load(Ordering::Relaxed), healthy)
         };
-        Port {
-            number: answer.port,
-            local_endpoints,
-            respond: Arc::new(respond),
-            open: BTreeMap::new(),
-            told: None,
-        }
+        Port { number: answer.port, local_endpoints, respond: Arc::new(respond), open: BTreeMap::new(), told: None }
     }
 
     /// Opens what is missing of some Services.

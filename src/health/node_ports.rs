@@ -215,7 +215,12 @@ mod tests {
     fn addresses_of_all_ports_count_once() {
         let plan = plan(
             NodePortAddresses::All,
-            &[("a", "http", 31000, &[1, 2]), ("a", "tls", 31000, &[2, 3]), ("b", "http", 0, &[]), ("c", "", 31001, &[])],
+            &[
+                ("a", "http", 31000, &[1, 2]),
+                ("a", "tls", 31000, &[2, 3]),
+                ("b", "http", 0, &[]),
+                ("c", "", 31001, &[]),
+            ],
         );
         let expected = [
             (ServiceName::new("ns", "a"), Answer { port: 31000, local_endpoints: 3 }),
@@ -248,8 +253,7 @@ mod tests {
         known.unsettled.add(&about(&["a"]));
         let ip: IpAddr = [10, 0, 0, 1].into();
         let later = plan(NodePortAddresses::Only(vec![ip]), &[("a", "http", 31000, &[1]), ("b", "http", 31001, &[])]);
-        let expected =
-            [Order::Addresses(vec![ip]), ordered("a", Some((31000, 1))), ordered("b", Some((31001, 0)))];
+        let expected = [Order::Addresses(vec![ip]), ordered("a", Some((31000, 1))), ordered("b", Some((31001, 0)))];
         check(&mut known, &about(&["b"]), &later, &expected);
     }
 }

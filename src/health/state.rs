@@ -124,7 +124,6 @@ mod tests {
             self.state.succeeded(family, self.at(seconds));
         }
 
-        /// First (second) and last second of the time in which it is not healthy.
         #[track_caller]
         fn check(&self, seconds: u64, healthy: bool) {
             assert_eq!(self.state.verdict(self.at(seconds)).healthy, healthy, "at {seconds} s");

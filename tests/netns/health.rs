@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::objects::{Objects, Service};
 use crate::proxy::{Config, LONG, Proxy, write};
@@ -74,11 +74,7 @@ fn asked_at(world: &World, ip: IpAddr) -> Option<Answer> {
 
 /// A Service whose load balancer asks at node A, with these pods.
 fn balanced(world: &World, pods: &[&str]) -> Service {
-    Service {
-        external_local: true,
-        health_check_port: Some(ASKED),
-        ..Service::new(world, "asked", 7, pods).outside(7)
-    }
+    Service { external_local: true, health_check_port: Some(ASKED), ..Service::new(world, "asked", 7, pods).outside(7) }
 }
 
 /// The codes of `/healthz`, `/livez` and the health check node port.
@@ -128,10 +124,13 @@ fn a_node_about_to_go() {
         assert_eq!((answer.is("healthy"), answer.is("nodeEligible")), (Some(true), Some(code == 200)));
         assert_eq!(probe(&world, "/livez").code, 200);
         assert_eq!(probe(&world, "/livez").is("nodeEligible"), None);
-        assert_eq!(asked_at(&world, Family::V6.node()).map(|answer| answer.code), Some(200), "the node is not asked for");
+        assert_eq!(
+            asked_at(&world, Family::V6.node()).map(|answer| answer.code),
+            Some(200),
+            "the node is not asked for"
+        );
     }
     assert_eq!(fs::read_dir(restores).unwrap().count(), 0, "restores for a taint");
-    // Without its Node object, the node stays as it was last seen.
     assert!(proxy.running());
 }
 
@@ -212,7 +211,7 @@ fn a_load_balancer_asks(case: Case) {
         })
     };
     let answer = answered(ASKED, 200, 2);
-    assert_eq!(answer.body["service"], serde_json::json!({"namespace": "ns", "name": "asked"}));
+    assert_eq!(answer.body["service"], json!({"namespace": "ns", "name": "asked"}));
     assert_eq!(answer.is("serviceProxyHealthy"), Some(true));
     // Only in the family in which the Service has an address, on any address of it.
     let other = Family::BOTH.into_iter().find(|other| *other != family).unwrap();
@@ -221,7 +220,8 @@ fn a_load_balancer_asks(case: Case) {
 
     // One that is on its way out still serves, but no more is to come; one elsewhere is of no use.
     let endpoints = std::mem::take(&mut objects.service("asked").endpoints);
-    objects.service("asked").endpoints = vec![endpoints[0].clone(), endpoints[1].clone().leaving(), endpoints[2].clone()];
+    objects.service("asked").endpoints =
+        vec![endpoints[0].clone(), endpoints[1].clone().leaving(), endpoints[2].clone()];
     proxy.apply(&objects);
     answered(ASKED, 200, 1);
     objects.service("asked").endpoints = vec![endpoints[1].clone().leaving(), endpoints[2].clone()];
@@ -236,14 +236,59 @@ fn a_load_balancer_asks(case: Case) {
     objects.service("asked").health_check_port = Some(ASKED + 1);
     proxy.apply(&objects);
     eventually(LONG, "the old port is closed", || at(ASKED).is_none().then_some(()));
-    let complaint = format!("bind: address already in use");
-    eventually(LONG, "the log says that the port is taken", || log(&world).contains(&complaint).then_some(()));
+    eventually(LONG, "the log says that the port is taken", || {
+        log(&world).contains("bind: address already in use").then_some(())
+    });
     drop(taken);
     answered(ASKED + 1, 200, 2);
 
     objects.services.clear();
     proxy.apply(&objects);
     eventually(LONG, "the port is closed", || at(ASKED + 1).is_none().then_some(()));
+}
+
+/// A Service with addresses of both families is asked for in both, each with its own endpoints.
+#[test]
+fn both_families_are_asked() {
+    let world = LEGACY.world(Fabric::Bridge, 2, 0);
+    let families = Family::BOTH;
+    let slice = |family: Family, pods: &[&str]| {
+        let endpoints = pods.iter().map(|pod| {
+            json!({"addresses": [world.pod(pod).ip(family)], "nodeName": "node-a", "conditions": {"ready": true}})
+        });
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family.name(),
+            "metadata": {
+                "name": format!("both-{}", family.name().to_lowercase()), "namespace": "ns",
+                "labels": {"kubernetes.io/service-name": "both"},
+            },
+            "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
+            "endpoints": endpoints.collect::<Vec<_>>(),
+        })
+    };
+    let ips = families.map(|family| family.cluster_ip(9));
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "both", "namespace": "ns"},
+        "spec": {
+            "type": "LoadBalancer", "clusterIP": ips[0], "clusterIPs": ips, "ipFamilies": families.map(Family::name),
+            "ports": [{"port": 80, "protocol": "TCP", "nodePort": 30009}],
+            "externalTrafficPolicy": "Local", "healthCheckNodePort": ASKED,
+        },
+    });
+    let items = [service, slice(Family::V4, &["a0", "a1"]), slice(Family::V6, &["a1"])];
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
+    let folder = world.dir().join("manifests");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("both.json"), serde_json::to_vec(&list).unwrap()).unwrap();
+    let _proxy = Proxy::start(&world, &config(), &Objects::default());
+    for (family, count) in [(Family::V4, 2), (Family::V6, 1)] {
+        let answer = eventually(LONG, "it is answered", || asked_at(&world, family.node()));
+        assert_eq!((answer.code, &answer.body["localEndpoints"]), (200, &json!(count)), "{family:?}");
+    }
+    let listening = world.node.exec("ss", &["-Hltn", &format!("sport = :{ASKED}")], "");
+    let mut at: Vec<&str> = listening.lines().filter_map(|line| line.split_whitespace().nth(3)).collect();
+    at.sort_unstable();
+    assert_eq!(at, ["0.0.0.0:32000", "[::]:32000"]);
 }
 
 /// Load balancers are answered on these addresses only, and addresses may come and go.
@@ -278,7 +323,8 @@ fn probes_whose_address_is_taken() {
     let objects = Objects::new([Service::new(&world, "web", 1, &["a0"])]);
     let taken = world.node.run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, PROBES))).unwrap();
     let proxy = Proxy::start(&world, &config(), &objects);
-    let words = "failed to start proxy healthz on 0.0.0.0:10256: listen tcp 0.0.0.0:10256: bind: address already in use";
+    let words =
+        "failed to start proxy healthz on 0.0.0.0:10256: listen tcp 0.0.0.0:10256: bind: address already in use";
     assert!(log(&world).contains(words), "the log does not say so");
     drop(taken);
     eventually(LONG, "probes are answered", || {

@@ -239,7 +239,8 @@ impl Objects {
 
     /// Writes all as one file, which changes as a whole.
     pub fn write(&self, dir: &Path) {
-        let items: Vec<Value> = [self.node_a()].into_iter().chain(self.services.iter().flat_map(Service::objects)).collect();
+        let items: Vec<Value> =
+            [self.node_a()].into_iter().chain(self.services.iter().flat_map(Service::objects)).collect();
         let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
         let fresh = dir.with_file_name("objects.fresh");
         std::fs::write(&fresh, serde_json::to_vec(&list).unwrap()).unwrap();
