@@ -1,6 +1,7 @@
 //! The sockets of health check node ports of one family, opened and closed as ordered.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -39,8 +40,18 @@ struct Port {
     local_endpoints: Arc<AtomicUsize>,
     respond: Arc<Respond>,
     open: BTreeMap<IpAddr, JoinHandle<()>>,
+    /// Tries in a row that failed.
+    failures: u32,
     /// What was said about a failure that lasts, and when.
     told: Option<(String, Instant)>,
+}
+
+/// Why a port is not open everywhere.
+struct Refused {
+    error: String,
+    /// It may pass by itself: an address that is not there yet (IPv6 has to make sure that it is unique)
+    /// or no longer.
+    may_pass: bool,
 }
 
 // === impl Listeners ===
@@ -116,7 +127,14 @@ impl Listeners {
             let healthy = health.verdict(Moment::now()).healthy;
             answer::node_port_answer(&service, count.load(Ordering::Relaxed), healthy)
         };
-        Port { number: answer.port, local_endpoints, respond: Arc::new(respond), open: BTreeMap::new(), told: None }
+        Port {
+            number: answer.port,
+            local_endpoints,
+            respond: Arc::new(respond),
+            open: BTreeMap::new(),
+            failures: 0,
+            told: None,
+        }
     }
 
     /// Opens what is missing of some Services.
@@ -127,11 +145,13 @@ impl Listeners {
             match port.open(&self.addresses).await {
                 Ok(0) => {}
                 Ok(opened) => {
-                    port.told = None;
+                    (port.failures, port.told) = (0, None);
                     tracing::debug!(%service, port = port.number, family = %self.family, opened, "health check is open");
                 }
-                Err(error) => {
-                    if port.may_tell(&error) {
+                Err(refused) => {
+                    port.failures += 1;
+                    if port.should_tell(&refused) {
+                        let error = refused.error;
                         tracing::warn!(
                             %service, port = port.number, family = %self.family, %error,
                             "load balancers cannot ask for the Service's endpoints here: end the program that has the port, or have the Service allocate another spec.healthCheckNodePort; trying again"
@@ -151,7 +171,7 @@ impl Listeners {
 impl Port {
     /// Listens on those of the addresses where it does not yet, and says on how many. A Service that
     /// had no listener gets all or none (kube-proxy: the same); one that had keeps what it has.
-    async fn open(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<usize, String> {
+    async fn open(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<usize, Refused> {
         let (had_none, mut opened, mut failed) = (self.open.is_empty(), 0, None);
         for ip in addresses {
             if self.open.contains_key(ip) {
@@ -163,16 +183,19 @@ impl Port {
                     self.open.insert(*ip, tokio::spawn(http::serve(listener, self.respond.clone())));
                     opened += 1;
                 }
-                Err(error) => failed = failed.or(Some(http::refusal(address, &error))),
+                Err(error) => {
+                    let may_pass = error.kind() == ErrorKind::AddrNotAvailable;
+                    failed.get_or_insert(Refused { error: http::refusal(address, &error), may_pass });
+                }
             }
         }
         match failed {
             None => Ok(opened),
-            Some(error) => {
+            Some(refused) => {
                 if had_none {
                     self.close(|_| true).await;
                 }
-                Err(error)
+                Err(refused)
             }
         }
     }
@@ -185,14 +208,16 @@ impl Port {
         }
     }
 
-    /// Whether somebody should hear of a failure now.
-    fn may_tell(&mut self, error: &str) -> bool {
+    /// Whether somebody should hear of a failure now: once, and again from time to time while it lasts.
+    /// (kube-proxy: after every sync.)
+    fn should_tell(&mut self, Refused { error, may_pass }: &Refused) -> bool {
         let now = Instant::now();
-        let known = self.told.as_ref().is_some_and(|(said, at)| said == error && now - *at < REMIND);
-        if !known {
-            self.told = Some((error.to_owned(), now));
+        let is_known = self.told.as_ref().is_some_and(|(told, at)| told == error && now - *at < REMIND);
+        if is_known || (*may_pass && self.failures == 1) {
+            return false;
         }
-        !known
+        self.told = Some((error.clone(), now));
+        true
     }
 }
 
@@ -304,10 +329,26 @@ mod tests {
         // An address that comes later is no reason to give up the others.
         rig.order(Order::Addresses(vec![local(1)]));
         rig.until(local(1), Some("200 OK")).await;
+        assert!(rig.happenings.try_recv().is_err(), "it was told");
         rig.order(Order::Addresses(vec![local(1), local(3)]));
         drop(taken);
         // No sync follows.
         rig.until(local(3), Some("200 OK")).await;
         rig.until(local(1), Some("200 OK")).await;
+    }
+
+    /// No address of this machine, as a new one is not for a moment.
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_is_not_there_yet_is_told_if_that_lasts() {
+        let mut rig = Rig::start().await;
+        rig.order(Order::Addresses(vec![[192, 0, 2, 1].into()]));
+        let start = Instant::now();
+        rig.answer("a", rig.port, 1);
+        let told = rig.happenings.recv().await;
+        assert!(matches!(told, Some(Happening::HealthCheckNodePortFailed { .. })), "{told:?}");
+        assert_eq!(start.elapsed().as_secs(), RETRY.as_secs());
+        // And again, rarely.
+        assert!(rig.happenings.recv().await.is_some());
+        assert!(start.elapsed() >= REMIND, "{:?}", start.elapsed());
     }
 }

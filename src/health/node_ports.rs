@@ -123,7 +123,7 @@ impl Known {
         let Unsettled { everything, services } = std::mem::take(&mut self.unsettled);
         let mut found: BTreeMap<ServiceName, Option<Answer>> = match everything {
             true => answers(plan).into_iter().map(|(name, answer)| (name, Some(answer))).collect(),
-            false => services.into_iter().map(|name| (answer(plan, &name), name)).map(|(a, n)| (n, a)).collect(),
+            false => services.into_iter().map(|name| (name.clone(), answer(plan, &name))).collect(),
         };
         if everything {
             self.answers.keys().for_each(|name| _ = found.entry(name.clone()).or_insert(None));
