@@ -13,10 +13,13 @@
     reason = "all of this crate is a test: what goes wrong is to end it"
 )]
 
+mod comparison;
 mod objects;
 mod proxy;
 mod rules;
 mod tools;
+#[path = "../tracer/trace.rs"]
+mod tracer;
 mod traffic;
 mod world;
 
