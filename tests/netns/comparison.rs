@@ -8,14 +8,15 @@
 mod kernel;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::thread::scope;
 use std::time::Instant;
 
 use ferrule::backend::iptables::ruleset::{ConnStates, Match, Rule, Table, Target};
 use ferrule::command::fake::{KernelRule, Tables};
 use ferrule::net::{IpFamily, Protocol};
 
+pub use self::kernel::tables;
 use self::kernel::{Counts, Lists};
 use crate::tracer::{self, Packet, Place, Seen, Verdict, Way};
 use crate::traffic::{Call, Outcome, Proto};
@@ -70,8 +71,7 @@ struct Asked {
 impl<'w> Comparison<'w> {
     /// With the rules node A has now.
     pub fn begin(world: &'w World) -> Comparison<'w> {
-        let tables = kernel::tables(world);
-        Comparison::with(world, tables)
+        Comparison::with(world, tables(world))
     }
 
     /// With other rules than node A's.
@@ -92,12 +92,28 @@ impl<'w> Comparison<'w> {
     pub fn ask(&mut self, netns: &Namespace, call: Call) -> Outcome {
         let (packet, seen) = self.packet(netns, call);
         let outcome = call.make_in(netns);
+        // Now, so that it is known when somebody was put on a list.
+        self.read_lists();
         self.asked.push(Asked { packet, seen, fates: [Fate::of(&outcome)].into(), exhaustive: false });
         outcome
     }
 
-    /// Takes note of a request that was made already, often enough for everything that can come of
-    /// it to have come. (Not for Services that remember their clients.)
+    /// Makes many requests at once: one that is refused takes a second with TCP. (Not to Services that
+    /// remember their clients.)
+    pub fn ask_at_once(&mut self, calls: &[(&Namespace, Call)]) -> Vec<Outcome> {
+        let outcomes: Vec<Outcome> = scope(|scope| {
+            let threads: Vec<_> = calls.iter().map(|(netns, call)| scope.spawn(|| call.make_in(netns))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        for ((netns, call), outcome) in calls.iter().zip(&outcomes) {
+            let (packet, seen) = self.packet(netns, *call);
+            self.asked.push(Asked { packet, seen, fates: [Fate::of(outcome)].into(), exhaustive: false });
+        }
+        outcomes
+    }
+
+    /// Takes note of a request that was made already, so often that everything that can come of it has
+    /// come. (Not to a Service that remembers its clients.)
     pub fn asked_often<'o>(&mut self, netns: &Namespace, call: Call, outcomes: impl IntoIterator<Item = &'o Outcome>) {
         let (packet, seen) = self.packet(netns, call);
         let fates = outcomes.into_iter().map(Fate::of).collect();
@@ -112,6 +128,21 @@ impl<'w> Comparison<'w> {
             *chances.entry(self.fate(&packet, way.verdict)).or_default() += way.chance;
         }
         chances
+    }
+
+    /// How far what came of equal requests is from the chances that the tracer reads from the rules:
+    /// Pearson's chi-square. Without end if something came that has no chance.
+    pub fn chi_square(&mut self, netns: &Namespace, call: Call, outcomes: &[Outcome]) -> f64 {
+        let expected = self.expected(netns, call);
+        let fates: Vec<Fate> = outcomes.iter().map(Fate::of).collect();
+        if fates.iter().any(|fate| !expected.contains_key(fate)) {
+            return f64::INFINITY;
+        }
+        let squares = expected.iter().map(|(fate, chance)| {
+            let (count, mean) = (fates.iter().filter(|came| *came == fate).count(), chance * fates.len() as f64);
+            (count as f64 - mean).powi(2) / mean
+        });
+        squares.sum()
     }
 
     /// Fails if the requests so far met anything that the tracer does not see in the rules, or the

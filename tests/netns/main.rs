@@ -55,6 +55,7 @@ macro_rules! matrix {
 
 mod acceptance;
 mod balancing;
+mod comparison_check;
 mod crash;
 mod doors;
 mod faults;
@@ -65,3 +66,4 @@ mod refused;
 mod restart;
 mod rolling;
 mod self_check;
+mod untouched;

@@ -24,13 +24,13 @@ pub(super) struct Counts(BTreeMap<At, (u64, String)>);
 #[derive(Clone, Debug, Default)]
 pub(super) struct Lists(BTreeMap<(String, IpAddr), String>);
 
-/// The rules of the world's family.
-pub(super) fn tables(world: &World) -> Tables {
+/// The rules of the world's family that node A has now.
+pub fn tables(world: &World) -> Tables {
     parse(ip_family(world.family()), &save(world, &[]))
 }
 
 /// Reads what the save program prints. What no tracer could see is not there.
-pub(super) fn parse(family: IpFamily, text: &str) -> Tables {
+fn parse(family: IpFamily, text: &str) -> Tables {
     let mut table = "";
     for line in text.lines() {
         table = line.strip_prefix('*').unwrap_or(table);
@@ -131,4 +131,15 @@ impl Lists {
         let changed = self.0.iter().filter(|(entry, text)| before.0.get(entry) != Some(*text));
         changed.map(|(entry, _)| entry.clone()).collect()
     }
+}
+
+#[test]
+fn tables_that_are_not_traced_must_be_empty() {
+    let raw = |rules: &str| {
+        format!("*raw\n:PREROUTING ACCEPT [0:0]\n{rules}COMMIT\n*nat\n:PREROUTING ACCEPT [0:0]\nCOMMIT\n")
+    };
+    let fails = |text: String| std::panic::catch_unwind(|| parse(IpFamily::V4, &text)).is_err();
+    assert!(!fails(raw("")));
+    assert!(fails(raw("-A PREROUTING -j NOTRACK\n")));
+    assert!(fails("# Table `filter' is incompatible, use 'nft' tool.\n".to_owned()));
 }
