@@ -16,7 +16,6 @@ use ferrule::backend::iptables::ruleset::{ConnStates, Match, Rule, Table, Target
 use ferrule::command::fake::{KernelRule, Tables};
 use ferrule::net::{IpFamily, Protocol};
 
-pub use self::kernel::tables;
 use self::kernel::{Counts, Lists};
 use crate::tracer::{self, Packet, Place, Seen, Verdict, Way};
 use crate::traffic::{Call, Outcome, Proto};
@@ -71,16 +70,25 @@ struct Asked {
 impl<'w> Comparison<'w> {
     /// With the rules node A has now.
     pub fn begin(world: &'w World) -> Comparison<'w> {
-        Comparison::with(world, tables(world))
+        let saved = kernel::save(world);
+        Comparison::new(world, &saved, &saved)
     }
 
-    /// With other rules than node A's.
-    pub fn with(world: &'w World, tables: Tables) -> Comparison<'w> {
+    /// With rules as the save program prints them, which need not be node A's.
+    pub fn with(world: &'w World, saved: &str) -> Comparison<'w> {
+        Comparison::new(world, saved, &kernel::save(world))
+    }
+
+    fn new(world: &'w World, told: &str, counted: &str) -> Comparison<'w> {
+        let family = match world.family() {
+            Family::V4 => IpFamily::V4,
+            Family::V6 => IpFamily::V6,
+        };
         Comparison {
             world,
-            tables,
+            tables: kernel::tables(family, told),
             node: tracer::World { addresses: kernel::addresses(world) },
-            counts: Counts::read(world),
+            counts: Counts::read(counted),
             lists: Lists::read(world),
             latest: Lists::read(world),
             changed: BTreeMap::new(),
@@ -156,7 +164,7 @@ impl<'w> Comparison<'w> {
     /// How the requests since the last comparison differ from what the tracer says.
     pub fn differences(&mut self) -> Vec<String> {
         let asked = std::mem::take(&mut self.asked);
-        let counts = Counts::read(self.world);
+        let counts = Counts::read(&kernel::save(self.world));
         let lists = self.read_lists();
         let grown = counts.grown_since(&self.counts);
         let noted = lists.changed_since(&self.lists);
@@ -312,11 +320,4 @@ fn source_for(to: SocketAddr) -> IpAddr {
     let socket = UdpSocket::bind(any).unwrap();
     socket.connect(to).unwrap_or_else(|error| panic!("no route to {to}: {error}"));
     socket.local_addr().unwrap().ip()
-}
-
-fn ip_family(family: Family) -> IpFamily {
-    match family {
-        Family::V4 => IpFamily::V4,
-        Family::V6 => IpFamily::V6,
-    }
 }

@@ -57,25 +57,26 @@ fn no_endpoints_anywhere_is_refused(case: Case) {
         },
     ];
     let proxy = Proxy::start(&world, &Config::default(), &Objects::new(services.clone()));
-    let (mut calls, mut leaving) = (Vec::new(), Vec::new());
-    for service in &services {
-        for proto in ALL {
-            for netns in [&world.client, &world.node, &world.pod("a1").netns, &world.pod("b0").netns] {
+    let mut comparison = Comparison::begin(&world);
+    // Apart, or the refusal of one could be taken for that of another.
+    for netns in [&world.client, &world.node, &world.pod("a1").netns, &world.pod("b0").netns] {
+        let (mut refused, mut leaving) = (Vec::new(), Vec::new());
+        for service in &services {
+            for proto in ALL {
                 let [node_port, rest @ ..] = outside(&world, service);
-                calls.extend([node_port, inside(service)].map(|to| (netns, Call::new(proto, to))));
+                refused.extend([node_port, inside(service)].map(|to| (netns, Call::new(proto, to))));
                 // What the node itself sends to its outside addresses leaves it as if there were no
                 // Service: kube-proxy has no rule for it either.
                 if netns.name() == world.node.name() {
                     leaving.extend(rest.map(|to| (netns, Call::new(proto, to).impatient())));
                 } else {
-                    calls.extend(rest.map(|to| (netns, Call::new(proto, to))));
+                    refused.extend(rest.map(|to| (netns, Call::new(proto, to))));
                 }
             }
         }
+        all_end(&mut comparison, &refused, &Outcome::Refused);
+        all_end(&mut comparison, &leaving, &Outcome::Silence);
     }
-    let mut comparison = Comparison::begin(&world);
-    all_end(&mut comparison, &calls, &Outcome::Refused);
-    all_end(&mut comparison, &leaving, &Outcome::Silence);
 
     // With the first endpoint it ends.
     services[0].endpoints.push(Endpoint::ready(world.pod("a0"), family));

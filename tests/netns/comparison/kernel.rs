@@ -7,7 +7,6 @@ use ferrule::backend::iptables::ruleset::Table;
 use ferrule::command::fake::Tables;
 use ferrule::net::IpFamily;
 
-use super::ip_family;
 use crate::world::World;
 
 /// The tables that the tracer follows packets through.
@@ -24,13 +23,13 @@ pub(super) struct Counts(BTreeMap<At, (u64, String)>);
 #[derive(Clone, Debug, Default)]
 pub(super) struct Lists(BTreeMap<(String, IpAddr), String>);
 
-/// The rules of the world's family that node A has now.
-pub fn tables(world: &World) -> Tables {
-    parse(ip_family(world.family()), &save(world, &[]))
+/// What node A's save program prints for the world's family, with counters.
+pub(super) fn save(world: &World) -> String {
+    world.node.exec(&world.tools.real(world.family(), "-save"), &["-c"], "")
 }
 
-/// Reads what the save program prints. What no tracer could see is not there.
-fn parse(family: IpFamily, text: &str) -> Tables {
+/// The rules in what the save program prints. Those that the tracer would not see are not there.
+pub(super) fn tables(family: IpFamily, text: &str) -> Tables {
     let mut table = "";
     for line in text.lines() {
         table = line.strip_prefix('*').unwrap_or(table);
@@ -40,10 +39,6 @@ fn parse(family: IpFamily, text: &str) -> Tables {
         assert!(!line.contains("is incompatible"), "there are rules that iptables cannot show: {line}");
     }
     Tables::parse(family, text).unwrap()
-}
-
-fn save(world: &World, args: &[&str]) -> String {
-    world.node.exec(&world.tools.real(world.family(), "-save"), args, "")
 }
 
 /// The addresses of node A's interfaces, besides loopback ones.
@@ -60,8 +55,8 @@ pub(super) fn addresses(world: &World) -> Vec<IpAddr> {
 // === impl Counts ===
 
 impl Counts {
-    pub(super) fn read(world: &World) -> Counts {
-        let text = save(world, &["-c"]);
+    /// The counters in what the save program prints.
+    pub(super) fn read(text: &str) -> Counts {
         let mut counts = BTreeMap::new();
         let (mut table, mut last, mut number) = (None, String::new(), 0);
         for line in text.lines() {
@@ -138,7 +133,7 @@ fn tables_that_are_not_traced_must_be_empty() {
     let raw = |rules: &str| {
         format!("*raw\n:PREROUTING ACCEPT [0:0]\n{rules}COMMIT\n*nat\n:PREROUTING ACCEPT [0:0]\nCOMMIT\n")
     };
-    let fails = |text: String| std::panic::catch_unwind(|| parse(IpFamily::V4, &text)).is_err();
+    let fails = |text: String| std::panic::catch_unwind(|| tables(IpFamily::V4, &text)).is_err();
     assert!(!fails(raw("")));
     assert!(fails(raw("-A PREROUTING -j NOTRACK\n")));
     assert!(fails("# Table `filter' is incompatible, use 'nft' tool.\n".to_owned()));
