@@ -197,7 +197,6 @@ impl ClusterState {
     fn put_slice(&mut self, slice: Arc<EndpointSlice>) -> Changed {
         let seen = self.listing(Kind::EndpointSlice).number;
         let owner = slice.service.clone();
-        let family = slice.family;
         let key = (owner.namespace.clone(), slice.name.clone());
         // The label can be changed on a live slice: it then leaves the Service it belonged to.
         let before = self.owners.insert(key, owner.clone()).filter(|before| *before != owner);
@@ -207,12 +206,23 @@ impl ClusterState {
         let changed = self.services.entry(owner.clone()).or_default().slices.put(slice, seen);
         match before {
             Some(before) => Changed::Services([before, owner].into()),
-            None if changed => Changed::Service(owner, Families::Only(family)),
-            None => Changed::Nothing,
+            None => changed.map_or(Changed::Nothing, |families| Changed::Service(owner, families)),
         }
     }
 
-    fn put_node(&mut self, node: Arc<Node>) -> Changed {
+    fn put_node(&mut self, mut node: Arc<Node>) -> Changed {
+        // A Node that is registered anew says nothing of these for a while, and nothing is no reason
+        // to change rules. (kube-proxy goes on with the addresses it started with.)
+        if let Some(before) = &self.node {
+            let keeps_addresses = node.addresses.is_empty() && !before.addresses.is_empty();
+            let keeps_pod_cidrs = node.pod_cidrs.is_empty() && !before.pod_cidrs.is_empty();
+            if keeps_addresses {
+                Arc::make_mut(&mut node).addresses = before.addresses.clone();
+            }
+            if keeps_pod_cidrs {
+                Arc::make_mut(&mut node).pod_cidrs = before.pod_cidrs.clone();
+            }
+        }
         if self.node.as_ref() == Some(&node) {
             return Changed::Nothing;
         }

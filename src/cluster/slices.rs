@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use super::Families;
 use crate::model::{Conditions, EndpointSlice, Hints};
 use crate::net::{IpFamily, Protocol};
 
@@ -47,22 +48,24 @@ impl Slices {
         self.0.iter().map(|filed| &filed.slice).filter(move |slice| slice.family == family)
     }
 
-    /// Files a slice; false if the same was there already.
-    pub(super) fn put(&mut self, slice: Arc<EndpointSlice>, seen: u32) -> bool {
+    /// Files a slice; says which families that changes, `None` if the same was there already.
+    pub(super) fn put(&mut self, slice: Arc<EndpointSlice>, seen: u32) -> Option<Families> {
+        let family = slice.family;
         match self.0.binary_search_by(|filed| filed.slice.name.cmp(&slice.name)) {
             Err(at) => {
                 self.0.insert(at, Filed { slice, seen });
-                true
+                Some(Families::Only(family))
             }
             Ok(at) => match self.0.get_mut(at) {
-                None => false,
+                None => None,
                 Some(filed) => {
                     filed.seen = seen;
                     if filed.slice == slice {
-                        return false;
+                        return None;
                     }
-                    filed.slice = slice;
-                    true
+                    let before = std::mem::replace(&mut filed.slice, slice).family;
+                    // One that was deleted and made anew meanwhile may be of the other family.
+                    Some(if before == family { Families::Only(family) } else { Families::Both })
                 }
             },
         }
