@@ -1,6 +1,7 @@
 //! What the tracer reads from rules written by hand. Its answers about ferrule's own rules are
 //! compared with the oracle's, and under `tests/netns/` with what real packets met.
 
+use ferrule::backend::iptables::names::ChainName;
 use ferrule::command::fake::Tables;
 use ferrule::net::{IpFamily, Protocol};
 
@@ -29,7 +30,7 @@ fn ways(rules: &str, packet: &Packet, seen: &Seen) -> Result<Vec<String>, String
     let show = |way: &tracer::Way<'_>| {
         let rules: Vec<String> =
             way.rules.iter().map(|place| format!("{}:{}:{}", place.table, place.chain, place.number)).collect();
-        let lists: Vec<&str> = way.lists.iter().map(|list| list.as_str()).collect();
+        let lists: Vec<&str> = way.lists.iter().map(ChainName::as_str).collect();
         format!("{} {:?} {lists:?} {}", way.chance, way.verdict, rules.join(" "))
     };
     Ok(tracer::ways(&tables, &world, packet, seen)?.iter().map(show).collect())
