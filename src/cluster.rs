@@ -197,7 +197,6 @@ impl ClusterState {
     fn put_slice(&mut self, slice: Arc<EndpointSlice>) -> Changed {
         let seen = self.listing(Kind::EndpointSlice).number;
         let owner = slice.service.clone();
-        let family = slice.family;
         let key = (owner.namespace.clone(), slice.name.clone());
         // The label can be changed on a live slice: it then leaves the Service it belonged to.
         let before = self.owners.insert(key, owner.clone()).filter(|before| *before != owner);
@@ -207,8 +206,7 @@ impl ClusterState {
         let changed = self.services.entry(owner.clone()).or_default().slices.put(slice, seen);
         match before {
             Some(before) => Changed::Services([before, owner].into()),
-            None if changed => Changed::Service(owner, Families::Only(family)),
-            None => Changed::Nothing,
+            None => changed.map_or(Changed::Nothing, |families| Changed::Service(owner, families)),
         }
     }
 

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use super::Families;
 use crate::model::{Conditions, EndpointSlice, Hints};
 use crate::net::{IpFamily, Protocol};
 
@@ -47,24 +48,25 @@ impl Slices {
         self.0.iter().map(|filed| &filed.slice).filter(move |slice| slice.family == family)
     }
 
-    /// Files a slice; false if the same was there already.
-    pub(super) fn put(&mut self, slice: Arc<EndpointSlice>, seen: u32) -> bool {
+    /// Files a slice; says in which families that is news, `None` if the same was there already.
+    pub(super) fn put(&mut self, slice: Arc<EndpointSlice>, seen: u32) -> Option<Families> {
+        let family = slice.family;
         match self.0.binary_search_by(|filed| filed.slice.name.cmp(&slice.name)) {
             Err(at) => {
                 self.0.insert(at, Filed { slice, seen });
-                true
+                Some(Families::Only(family))
             }
-            Ok(at) => match self.0.get_mut(at) {
-                None => false,
-                Some(filed) => {
-                    filed.seen = seen;
-                    if filed.slice == slice {
-                        return false;
-                    }
-                    filed.slice = slice;
-                    true
+            Ok(at) => {
+                let filed = self.0.get_mut(at)?;
+                filed.seen = seen;
+                if filed.slice == slice {
+                    return None;
                 }
-            },
+                // A slice can be deleted and made again with addresses of the other family, and
+                // only the second be heard of.
+                let before = std::mem::replace(&mut filed.slice, slice).family;
+                Some(if before == family { Families::Only(family) } else { Families::Both })
+            }
         }
     }
 

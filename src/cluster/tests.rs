@@ -103,6 +103,16 @@ fn a_slice_can_change_its_service() {
 }
 
 #[test]
+fn a_slice_can_change_its_family() {
+    let mut state = ClusterState::new();
+    state.apply(service("web"));
+    state.apply(slice("web", "made-by-hand", 1));
+    let empty = EndpointSlice { family: IpFamily::V6, ..(*slice_of("web", "made-by-hand", &[])).clone() };
+    assert_eq!(state.apply(Event::EndpointSlice(Arc::new(empty))), touched("web", Families::Both));
+    assert_eq!(endpoints(&state, "web"), [""; 0]);
+}
+
+#[test]
 fn a_listing_removes_what_it_did_not_mention_when_it_is_complete() {
     let mut state = ClusterState::new();
     for name in ["a", "b", "c"] {
