@@ -21,6 +21,7 @@ mod oracle;
 mod pipeline;
 mod recorded_calls;
 mod recordings;
+mod regress;
 mod rendered;
 mod sizes;
 mod tidy;
