@@ -12,10 +12,12 @@ MAKEFLAGS += --no-print-directory
 # Where root's tools and rustup's are, should the caller's PATH lack them.
 export PATH := $(PATH):/usr/sbin:/sbin:$(HOME)/.cargo/bin
 
-# Every test binary, as cargo finds them; `conformance` needs recordings and has its own target.
+# Every test binary, as cargo finds them. Tests that compare with recordings of a real kube-proxy are
+# those of `conformance`, and in the other binaries those whose path says `recorded`: they have a
+# target of their own.
 TESTS := $(filter-out conformance,$(patsubst tests/%/main.rs,%,$(wildcard tests/*/main.rs)))
 
-# Recordings of a real kube-proxy.
+# Where these recordings are.
 FERRULE_SHARED ?= ../shared
 
 # Further arguments, as in `make demo ARGS=--help` or `make test ARGS=affinity`.
@@ -56,11 +58,17 @@ if ! command -v cargo >/dev/null; then
 fi
 endef
 
-# tests ARGUMENTS...: cargo test, then one line with what ran. A test that was skipped is a failure.
+# tests ARGUMENTS... [, ARGUMENTS...]: cargo test once or more, then one line with what ran. A test
+# that was skipped is a failure.
 define tests
 tests() {
-  local status=0 log; log=$$(mktemp)
-  cargo test --locked --no-fail-fast "$$@" | tee "$$log" || status=$$?
+  local status=0 log arguments=(); log=$$(mktemp)
+  while [[ $$# -gt 0 ]]; do
+    arguments=()
+    while [[ $$# -gt 0 && $$1 != , ]]; do arguments+=("$$1"); shift; done
+    [[ $$# == 0 ]] || shift
+    cargo test --locked --no-fail-fast "$${arguments[@]}" | tee -a "$$log" || status=$$?
+  done
   awk -v failure="$$status" -v filter="$(ARGS)" '
     /^test result: / { runs += 1; passed += $$4; failed += $$6; ignored += $$8 }
     END {
@@ -92,7 +100,7 @@ test: ## every test that needs nothing but this checkout and a Linux kernel (roo
 	@$(needs)
 	$(tests)
 	needs $(COMPILER) $(KERNEL_TOOLS)
-	tests --lib --bins $(addprefix --test ,$(TESTS)) -- $(ARGS)
+	tests --lib --bins $(addprefix --test ,$(TESTS)) -- --skip recorded $(ARGS)
 
 .PHONY: conformance
 conformance: ## compare the rules in the kernel with recordings of a real kube-proxy (root)
@@ -103,7 +111,11 @@ conformance: ## compare the rules in the kernel with recordings of a real kube-p
 	fi
 	needs $(COMPILER) $(KERNEL_TOOLS)
 	export FERRULE_SHARED="$$(realpath "$(FERRULE_SHARED)")"
-	tests --test conformance -- $(ARGS)
+	if [[ -n '$(ARGS)' ]]; then
+	  tests --test conformance -- $(ARGS)
+	else
+	  tests --test conformance , $(addprefix --test ,$(TESTS)) -- recorded
+	fi
 
 .PHONY: lint
 lint: ## formatting, clippy and documentation, warnings denied

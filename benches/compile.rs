@@ -48,7 +48,7 @@ fn plan(services: usize) -> Plan {
 fn one_service(criterion: &mut Criterion) {
     let plan = plan(1);
     let (name, service) = plan.services().first_key_value().unwrap();
-    let style = style(&plan.node, plan.endpoints(), &IPTABLES, true, COUNTERS);
+    let style = style(&plan.node, false, &IPTABLES, true, COUNTERS);
     let mut group = criterion.benchmark_group("compile/one-service-of-10-endpoints");
     group.bench_function("rules", |bencher| bencher.iter(|| compile::service(name, service, &style)));
     let mut changed = (**service).clone();

@@ -28,8 +28,11 @@ pub trait Backend: Send {
 pub enum Scope {
     /// These Service ports, and nothing that belongs to the node as a whole.
     Services(BTreeSet<ServicePortName>),
-    /// Anything: compare all of it. (kube-proxy: a full sync.)
+    /// Anything: compare all of it with what was applied.
     Everything,
+    /// Anything, and the kernel may hold something else than what was applied: look at all of it,
+    /// where that is affordable. (kube-proxy: the hourly full sync.)
+    Audit,
 }
 
 /// Answer of [`Backend::check`].
@@ -46,8 +49,12 @@ pub enum Intact {
 pub struct Report {
     /// Service ports whose rules were written or removed.
     pub written: usize,
-    /// Service ports the kernel refused, with its own words. Their previous rules stay.
+    /// Service ports whose rules the kernel refused in this sync, with its own words. Their previous
+    /// rules stay.
     pub refused: Vec<(ServicePortName, String)>,
+    /// How many Service ports are set aside now: these, and those refused earlier that have not
+    /// changed since. A sync of [`Scope::Everything`] tries them again.
+    pub set_aside: usize,
     /// Programs run to write rules.
     pub restores: usize,
     /// Bytes given to them.

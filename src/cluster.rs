@@ -210,7 +210,19 @@ impl ClusterState {
         }
     }
 
-    fn put_node(&mut self, node: Arc<Node>) -> Changed {
+    fn put_node(&mut self, mut node: Arc<Node>) -> Changed {
+        // A Node that is registered anew says nothing of these for a while, and nothing is no reason
+        // to change rules. (kube-proxy goes on with the addresses it started with.)
+        if let Some(before) = &self.node {
+            let keeps_addresses = node.addresses.is_empty() && !before.addresses.is_empty();
+            let keeps_pod_cidrs = node.pod_cidrs.is_empty() && !before.pod_cidrs.is_empty();
+            if keeps_addresses {
+                Arc::make_mut(&mut node).addresses = before.addresses.clone();
+            }
+            if keeps_pod_cidrs {
+                Arc::make_mut(&mut node).pod_cidrs = before.pod_cidrs.clone();
+            }
+        }
         if self.node.as_ref() == Some(&node) {
             return Changed::Nothing;
         }

@@ -21,10 +21,13 @@ pub mod config;
 pub mod source;
 
 pub mod command;
+pub mod http;
 
 pub mod backend;
 
 pub mod sync;
+
+pub mod events;
 
 pub mod instance;
 pub mod sysctl;

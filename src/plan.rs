@@ -70,10 +70,24 @@ pub struct ServicePlan {
     pub local: Pool,
     /// Seconds for which a client stays with its endpoint, if it does.
     pub affinity_seconds: Option<u32>,
-    /// Port on which the load balancer asks whether this node has endpoints.
-    pub health_check_node_port: Option<u16>,
+    /// What the load balancer asks this node, if it does.
+    pub health_check: Option<HealthCheck>,
+    /// Endpoints that serve, wherever they are and whatever policies and hints say: flows that lead
+    /// to others are stale. Empty for protocols whose flows end by themselves (all but UDP).
+    pub serving: Pool,
     /// How many endpoints the port has anywhere, usable or not: the measure of a cluster's size.
     pub endpoints: usize,
+}
+
+/// A load balancer's question whether to send traffic to this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// Port on which it asks.
+    pub node_port: u16,
+    /// Addresses of ready endpoints of this port on this node, sorted. (kube-proxy: terminating ones
+    /// do not count, though they may still get traffic. The answer is the number of all addresses
+    /// of a Service, over its ports.)
+    pub ready_here: Box<[IpAddr]>,
 }
 
 /// Endpoints among which connections are balanced with equal chances, sorted by their text.

@@ -17,6 +17,7 @@ use crate::net::IpFamily;
 use crate::plan::build::DetectLocal;
 use crate::sync::Pipeline;
 use crate::sync::drive::drive;
+use crate::sync::notice::Observer;
 use crate::sync::pacer::Pace;
 use crate::{source, sysctl};
 
@@ -42,7 +43,7 @@ async fn run_iptables(config: Config) -> anyhow::Result<()> {
     let tools = iptables_tools().await?;
     let _instance = Instance::acquire().await.context("cannot see to it that only one ferrule runs here")?;
 
-    if settings.localhost_node_ports {
+    if settings.routes_localnet() && tools.iter().any(|(family, _)| *family == IpFamily::V4) {
         sysctl::allow_localhost_node_ports()?;
     }
     let iptables = apply::Settings { mark: config.masquerade_mark, drop_invalid: !sysctl::conntrack_is_liberal() };
@@ -63,7 +64,8 @@ async fn run_iptables(config: Config) -> anyhow::Result<()> {
         let has_pod_cidr = || state.node().is_some_and(|node| !node.pod_cidrs.is_empty());
         state.is_synced() && (!waits_for_pod_cidr || has_pod_cidr())
     };
-    drive(pipelines, pace, receiver, ready, stop_signal()).await;
+    let observers: Vec<Box<dyn Observer>> = Vec::new();
+    drive(pipelines, pace, receiver, ready, observers, stop_signal()).await;
     tracing::info!("stopped; rules stay in the kernel");
     Ok(())
 }

@@ -5,6 +5,7 @@
 //! pipeline only notes what becomes dirty.
 
 pub mod drive;
+pub mod notice;
 pub mod pacer;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +17,7 @@ use crate::model::{Node, ServiceName, ServicePortName};
 use crate::net::IpFamily;
 use crate::plan::build::{PlanContext, Settings, node_plan};
 use crate::plan::{NodePlan, Plan};
-use pacer::{Instant, Pace, Pacer};
+use pacer::{Ended, Instant, Occasion, Pace, Pacer};
 
 /// What one IP family does with events.
 pub struct Pipeline<B> {
@@ -48,12 +49,17 @@ pub struct Worker<B> {
 /// A worker with its order.
 pub struct Job<B> {
     worker: Worker<B>,
+    occasion: Occasion,
     scope: Scope,
 }
 
 /// How a job ended; the worker comes back with it.
 pub struct Done<B> {
     worker: Worker<B>,
+    /// Why it began.
+    pub occasion: Occasion,
+    /// What it was about.
+    pub scope: Scope,
     /// The backend's answer.
     pub result: Result<Report, ApplyError>,
 }
@@ -114,20 +120,29 @@ impl<B: Backend> Pipeline<B> {
     }
 
     /// Plans what is dirty and hands the worker out; `None` if it is out already.
-    pub fn begin(&mut self, state: &ClusterState) -> Option<Job<B>> {
+    pub fn begin(&mut self, state: &ClusterState, now: Instant) -> Option<Job<B>> {
         let mut worker = self.worker.take()?;
-        // Without a request it is time for a retry or a periodic full sync.
-        self.dirty.everything |= !self.pacer.is_requested();
-        self.pacer.begin();
+        let occasion = self.pacer.begin(now);
+        self.dirty.everything |= occasion != Occasion::Request;
         let dirty = std::mem::take(&mut self.dirty);
-        let scope = worker.plan(self.family, &self.settings, state, dirty);
-        Some(Job { worker, scope })
+        let scope = match worker.plan(self.family, &self.settings, state, dirty) {
+            Scope::Everything if occasion == Occasion::Audit => Scope::Audit,
+            scope => scope,
+        };
+        Some(Job { worker, occasion, scope })
     }
 
     /// Takes the worker back.
     pub fn end(&mut self, done: Done<B>, now: Instant) -> Result<Report, ApplyError> {
         self.worker = Some(done.worker);
-        self.pacer.end(now, done.result.is_ok());
+        self.pacer.end(
+            now,
+            match &done.result {
+                Ok(Report { set_aside: 0, .. }) => Ended::Complete,
+                Ok(Report { refused, .. }) => Ended::Incomplete { anew: !refused.is_empty() },
+                Err(_) => Ended::Failed,
+            },
+        );
         done.result
     }
 
@@ -205,7 +220,16 @@ impl<B: Backend> Job<B> {
     /// Writes the kernel.
     pub async fn run(mut self) -> Done<B> {
         let result = self.worker.backend.sync(&self.worker.plan, &self.scope).await;
-        Done { worker: self.worker, result }
+        Done { worker: self.worker, occasion: self.occasion, scope: self.scope, result }
+    }
+}
+
+// === impl Done ===
+
+impl<B> Done<B> {
+    /// What the kernel was to be brought to.
+    pub fn plan(&self) -> &Plan {
+        &self.worker.plan
     }
 }
 

@@ -7,6 +7,7 @@
 //! Rules are written in the form in which `iptables-save` prints them, so that what the kernel
 //! holds can be compared with what it should hold as text, chain by chain.
 
+mod applied;
 pub mod compile;
 pub mod diff;
 pub mod names;

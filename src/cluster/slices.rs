@@ -48,7 +48,7 @@ impl Slices {
         self.0.iter().map(|filed| &filed.slice).filter(move |slice| slice.family == family)
     }
 
-    /// Files a slice; says in which families that is news, `None` if the same was there already.
+    /// Files a slice; says which families that changes, `None` if the same was there already.
     pub(super) fn put(&mut self, slice: Arc<EndpointSlice>, seen: u32) -> Option<Families> {
         let family = slice.family;
         match self.0.binary_search_by(|filed| filed.slice.name.cmp(&slice.name)) {
@@ -56,17 +56,18 @@ impl Slices {
                 self.0.insert(at, Filed { slice, seen });
                 Some(Families::Only(family))
             }
-            Ok(at) => {
-                let filed = self.0.get_mut(at)?;
-                filed.seen = seen;
-                if filed.slice == slice {
-                    return None;
+            Ok(at) => match self.0.get_mut(at) {
+                None => None,
+                Some(filed) => {
+                    filed.seen = seen;
+                    if filed.slice == slice {
+                        return None;
+                    }
+                    let before = std::mem::replace(&mut filed.slice, slice).family;
+                    // One that was deleted and made anew meanwhile may be of the other family.
+                    Some(if before == family { Families::Only(family) } else { Families::Both })
                 }
-                // A slice can be deleted and made again with addresses of the other family, and
-                // only the second be heard of.
-                let before = std::mem::replace(&mut filed.slice, slice).family;
-                Some(if before == family { Families::Only(family) } else { Families::Both })
-            }
+            },
         }
     }
 

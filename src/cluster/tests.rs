@@ -103,16 +103,6 @@ fn a_slice_can_change_its_service() {
 }
 
 #[test]
-fn a_slice_can_change_its_family() {
-    let mut state = ClusterState::new();
-    state.apply(service("web"));
-    state.apply(slice("web", "made-by-hand", 1));
-    let empty = EndpointSlice { family: IpFamily::V6, ..(*slice_of("web", "made-by-hand", &[])).clone() };
-    assert_eq!(state.apply(Event::EndpointSlice(Arc::new(empty))), touched("web", Families::Both));
-    assert_eq!(endpoints(&state, "web"), [""; 0]);
-}
-
-#[test]
 fn a_listing_removes_what_it_did_not_mention_when_it_is_complete() {
     let mut state = ClusterState::new();
     for name in ["a", "b", "c"] {
@@ -174,4 +164,33 @@ fn a_terminating_duplicate_never_replaces_another_endpoint() {
         state.apply(Event::EndpointSlice(slice_of("web", "web-2", &[(5, second)])));
         assert_eq!(endpoints(&state, "web"), [expected]);
     }
+}
+
+#[test]
+fn a_slice_that_changes_its_family_concerns_both() {
+    let mut state = ClusterState::new();
+    state.apply(service("a"));
+    state.apply(slice("a", "a-1", 1));
+    let mut other = (*slice_of("a", "a-1", &[(1, READY)])).clone();
+    other.family = IpFamily::V6;
+    assert_eq!(state.apply(Event::EndpointSlice(Arc::new(other))), touched("a", Families::Both));
+    assert_eq!(endpoints(&state, "a"), [""; 0]);
+}
+
+#[test]
+fn a_node_that_says_nothing_of_its_addresses_keeps_them() {
+    let mut state = ClusterState::new();
+    let node = Node {
+        name: "node".into(),
+        addresses: vec![[10, 0, 0, 7].into()],
+        pod_cidrs: vec!["10.1.0.0/24".parse().unwrap()],
+        ..Node::default()
+    };
+    assert_eq!(state.apply(Event::Node(Arc::new(node.clone()))), Changed::Node);
+    let bare = Node { name: "node".into(), ..Node::default() };
+    assert_eq!(state.apply(Event::Node(Arc::new(bare))), Changed::Nothing);
+    assert_eq!(state.node().map(|node| &**node), Some(&node));
+    let moved = Node { addresses: vec![[10, 0, 0, 8].into()], pod_cidrs: Vec::new(), ..node.clone() };
+    assert_eq!(state.apply(Event::Node(Arc::new(moved))), Changed::Node);
+    assert_eq!(state.node().map(|node| node.pod_cidrs.clone()), Some(node.pod_cidrs));
 }

@@ -1,5 +1,6 @@
 //! From the cluster to the Plan: the one place that decides policy.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
@@ -7,12 +8,12 @@ use ipnet::IpNet;
 use smallvec::smallvec;
 
 use super::{
-    Action, Backend, Frontend, Listen, NodePlan, NodePortAddresses, PodTraffic, Pool, PoolKind, Routes, ServicePlan,
-    Source,
+    Action, Backend, Frontend, HealthCheck, Listen, NodePlan, NodePortAddresses, PodTraffic, Pool, PoolKind, Routes,
+    ServicePlan, Source,
 };
 use crate::cluster::{PortEndpoint, Slices, endpoints_of};
 use crate::model::{Node, Service, ServicePort, ServicePortName};
-use crate::net::{IpFamily, host_net};
+use crate::net::{IpFamily, Protocol, host_net};
 use crate::topology::{self, SelectedEndpoints};
 
 /// What the operator configured about planning. The same for both families.
@@ -96,6 +97,14 @@ impl Settings {
             true => Vec::new(),
             false => nets,
         }
+    }
+
+    /// Whether the kernel must route packets from loopback addresses to endpoints elsewhere
+    /// (`route_localnet`), which opens those addresses to the network but for `KUBE-FIREWALL`. Not with
+    /// `primary`, whatever the Node says later: the node's own address is no loopback one.
+    pub fn routes_localnet(&self) -> bool {
+        let by_networks = matches!(self.node_port_addresses, NodePortSetting::Cidrs(_));
+        by_networks && self.localhost_node_ports(IpFamily::V4, &Node::default())
     }
 
     /// Whether node ports answer on loopback addresses of a family. (kube-proxy: localhost node
@@ -210,7 +219,15 @@ impl PlanContext {
             cluster: pool(&selected.cluster),
             local: pool(&selected.local),
             affinity_seconds: service.affinity_seconds,
-            health_check_node_port: service.health_check_node_port,
+            health_check: service
+                .health_check_node_port
+                .map(|node_port| HealthCheck { node_port, ready_here: ready_here(endpoints) }),
+            serving: match port.protocol {
+                Protocol::Udp => {
+                    pool(&endpoints.iter().filter(|endpoint| endpoint.conditions.serving).collect::<Vec<_>>())
+                }
+                Protocol::Tcp | Protocol::Sctp => Pool::default(),
+            },
             endpoints: endpoints.len(),
         }
     }
@@ -266,6 +283,11 @@ impl PlanContext {
         let own = if ranges().any(|net| net.contains(&self.node_ip)) { vips } else { &[] };
         Some(ranges().chain(own.iter().copied().map(host_net)).collect())
     }
+}
+
+fn ready_here(endpoints: &[PortEndpoint]) -> Box<[IpAddr]> {
+    let here = endpoints.iter().filter(|endpoint| endpoint.local && endpoint.conditions.ready);
+    here.map(|endpoint| endpoint.ip).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 fn pool(endpoints: &[&PortEndpoint]) -> Pool {

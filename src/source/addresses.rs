@@ -18,13 +18,17 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// Says which addresses there are, at once and after every change. Ends when nobody listens.
 pub async fn run(events: Events) {
-    let mut complained = false;
+    let (mut complained, mut heard) = (false, false);
     loop {
-        match follow(&events).await {
+        match follow(&events, &mut heard).await {
             Ok(()) => return,
             Err(error) if !complained => {
                 complained = true;
                 tracing::error!(%error, "cannot read the addresses of this node; node ports may be missing; retrying");
+                // Whoever waits for the first word on them shall not wait for ever.
+                if !heard && events.send(Event::Addresses([].into())).await.is_err() {
+                    return;
+                }
             }
             Err(error) => tracing::debug!(%error, "cannot read the addresses of this node"),
         }
@@ -32,7 +36,7 @@ pub async fn run(events: Events) {
     }
 }
 
-async fn follow(events: &Events) -> Result<(), rtnetlink::Error> {
+async fn follow(events: &Events, heard: &mut bool) -> Result<(), rtnetlink::Error> {
     let failed = |error: std::io::Error| rtnetlink::Error::NamespaceError(error.to_string());
     let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
     let (connection, handle, mut changes) = rtnetlink::new_multicast_connection(&groups).map_err(failed)?;
@@ -43,6 +47,7 @@ async fn follow(events: &Events) -> Result<(), rtnetlink::Error> {
             if events.send(Event::Addresses(addresses.into())).await.is_err() {
                 return Ok(());
             }
+            *heard = true;
             if changes.next().await.is_none() {
                 return Err(rtnetlink::Error::RequestFailed);
             }

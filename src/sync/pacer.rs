@@ -2,8 +2,10 @@
 //!
 //! The first request after a quiet time runs at once. Two syncs never start closer than `min` after
 //! the end of the previous one; requests meanwhile are served together. After a failure it is tried
-//! again by itself, first soon, then ever more rarely up to `retry`. (kube-proxy:
-//! `bounded_frequency_runner.go`, which always waits `retry`.)
+//! again by itself, first soon, then ever more rarely up to `retry`. What the kernel refused of an
+//! otherwise good sync is tried again after `retry`, then ever more rarely up to `max`. However
+//! much happens, `max` after the kernel was looked at as a whole it is time to do so again.
+//! (kube-proxy: `bounded_frequency_runner.go`, which always waits `retry`.)
 
 use std::time::Duration;
 
@@ -20,8 +22,33 @@ pub struct Pace {
     pub min: Duration,
     /// Longest time until a failed sync is tried again; also how often the kernel is looked at.
     pub retry: Duration,
-    /// Longest time until a full sync although nothing happened.
+    /// Longest time until the kernel is looked at as a whole.
     pub max: Duration,
+}
+
+/// Why a sync begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occasion {
+    /// Somebody asked for it.
+    Request,
+    /// The last one did not succeed, or not for every Service.
+    Retry,
+    /// It is the first one, or the last look at the whole kernel was long ago.
+    Audit,
+}
+
+/// How a sync ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The kernel holds what it should.
+    Complete,
+    /// It does, but for Services that it refuses.
+    Incomplete {
+        /// Whether it refused any in this sync, not only in earlier ones.
+        anew: bool,
+    },
+    /// It may not.
+    Failed,
 }
 
 /// Decides when the next sync begins.
@@ -29,13 +56,17 @@ pub struct Pace {
 pub struct Pacer {
     pace: Pace,
     requested: bool,
-    running: bool,
+    /// Why the sync that runs now began.
+    running: Option<Occasion>,
     /// End of the last sync.
     ended: Option<Instant>,
-    /// Failures since the last success.
-    failures: u32,
-    /// When to sync although nobody asked.
-    alarm: Option<Instant>,
+    last: Ended,
+    /// Syncs in a row that ended like the last one.
+    repeated: u32,
+    /// When to try again.
+    retry: Option<Instant>,
+    /// When to look at the whole kernel again; at once, before it was ever done.
+    audit: Option<Instant>,
 }
 
 // === impl Pacer ===
@@ -43,7 +74,8 @@ pub struct Pacer {
 impl Pacer {
     /// Nothing requested yet.
     pub fn new(pace: Pace) -> Pacer {
-        Pacer { pace, requested: false, running: false, ended: None, failures: 0, alarm: None }
+        let last = Ended::Complete;
+        Pacer { pace, requested: false, running: None, ended: None, last, repeated: 0, retry: None, audit: None }
     }
 
     /// Somebody wants a sync.
@@ -59,38 +91,58 @@ impl Pacer {
     /// When the next sync is due, if nothing else happens. `None` while one runs, or with nothing
     /// to do.
     pub fn due(&self) -> Option<Instant> {
-        if self.running {
+        if self.running.is_some() {
             return None;
         }
         let earliest = self.ended.map_or(Duration::ZERO, |ended| ended + self.pace.min);
-        match (self.requested, self.alarm) {
-            (true, _) => Some(earliest),
-            (false, Some(alarm)) => Some(alarm.max(earliest)),
-            (false, None) => None,
-        }
+        let requested = self.requested.then_some(earliest);
+        requested.into_iter().chain(self.retry).chain(self.audit).min().map(|due| due.max(earliest))
     }
 
-    /// A sync begins; what was requested is served by it.
-    pub fn begin(&mut self) {
+    /// A sync begins, and serves all that is due by then.
+    pub fn begin(&mut self, now: Instant) -> Occasion {
+        let occasion = match self.requested {
+            _ if self.audit.is_none_or(|audit| audit <= now) => Occasion::Audit,
+            // A request does not take a retry with it that is not due yet: it could be requested
+            // often, and a retry is about everything.
+            true if self.retry.is_none_or(|retry| retry > now) => Occasion::Request,
+            _ => Occasion::Retry,
+        };
         self.requested = false;
-        self.running = true;
+        self.running = Some(occasion);
+        occasion
     }
 
     /// A sync has ended.
-    pub fn end(&mut self, now: Instant, success: bool) {
-        self.running = false;
+    pub fn end(&mut self, now: Instant, ended: Ended) {
+        let occasion = self.running.take();
         self.ended = Some(now);
-        self.failures = if success { 0 } else { self.failures.saturating_add(1) };
-        let wait = match self.failures {
-            0 => self.pace.max,
-            n => FIRST_RETRY.saturating_mul(1 << (n - 1).min(16)).min(self.pace.retry).min(self.pace.max),
+        let requested = occasion == Some(Occasion::Request);
+        let (same, counts) = match ended {
+            // What was refused earlier has not been tried, what is refused now was not before.
+            Ended::Incomplete { anew } if requested => (false, anew || !matches!(self.last, Ended::Incomplete { .. })),
+            Ended::Incomplete { .. } => (matches!(self.last, Ended::Incomplete { .. }), true),
+            _ => (ended == self.last, true),
         };
-        self.alarm = Some(now + wait);
+        if counts {
+            self.repeated = if same { self.repeated.saturating_add(1) } else { 1 };
+            let Pace { retry, max, .. } = self.pace;
+            let doubled = |first: Duration| first.saturating_mul(1 << (self.repeated - 1).min(16));
+            self.retry = match ended {
+                Ended::Complete => None,
+                Ended::Incomplete { .. } => Some(now + doubled(retry).min(max)),
+                Ended::Failed => Some(now + doubled(FIRST_RETRY).min(retry).min(max)),
+            };
+        }
+        self.last = ended;
+        if ended != Ended::Failed && occasion == Some(Occasion::Audit) {
+            self.audit = Some(now + self.pace.max);
+        }
     }
 
     /// Whether the last sync failed.
     pub fn is_failing(&self) -> bool {
-        self.failures > 0
+        self.last == Ended::Failed
     }
 }
 
@@ -118,22 +170,22 @@ mod tests {
     fn requests_while_running_are_served_once_after_the_least_interval() {
         let mut pacer = pacer(5, 30);
         pacer.request();
-        pacer.begin();
+        assert_eq!(pacer.begin(s(1)), Occasion::Audit, "the first");
         pacer.request();
         pacer.request();
         assert_eq!(pacer.due(), None);
-        pacer.end(s(10), true);
+        pacer.end(s(10), Ended::Complete);
         assert_eq!(pacer.due(), Some(s(15)));
-        pacer.begin();
-        pacer.end(s(16), true);
-        assert_eq!(pacer.due(), Some(s(16 + 3600)));
+        assert_eq!(pacer.begin(s(15)), Occasion::Request);
+        pacer.end(s(16), Ended::Complete);
+        assert_eq!(pacer.due(), Some(s(10 + 3600)));
     }
 
     #[test]
     fn after_a_quiet_time_a_request_does_not_wait() {
         let mut pacer = pacer(5, 30);
-        pacer.begin();
-        pacer.end(s(10), true);
+        pacer.begin(s(1));
+        pacer.end(s(10), Ended::Complete);
         pacer.request();
         assert!(pacer.due().unwrap() <= s(100));
     }
@@ -143,14 +195,73 @@ mod tests {
         let mut pacer = pacer(0, 6);
         let mut waits = Vec::new();
         for _ in 0..5 {
-            pacer.begin();
-            pacer.end(s(100), false);
+            pacer.begin(s(100));
+            pacer.end(s(100), Ended::Failed);
             waits.push(pacer.due().unwrap() - s(100));
         }
         assert_eq!(waits, [s(1), s(2), s(4), s(6), s(6)]);
-        pacer.begin();
-        pacer.end(s(100), true);
+        assert!(pacer.is_failing());
+        pacer.begin(s(106));
+        pacer.end(s(106), Ended::Complete);
         assert!(!pacer.is_failing());
-        assert_eq!(pacer.due(), Some(s(3700)));
+        assert_eq!(pacer.due(), Some(s(3706)));
+    }
+
+    #[test]
+    fn what_was_refused_is_tried_again_whatever_else_happens() {
+        let mut pacer = pacer(0, 30);
+        let (mut now, mut waits) = (s(0), Vec::new());
+        for _ in 0..9 {
+            let began = now;
+            pacer.begin(now);
+            pacer.end(now, Ended::Incomplete { anew: true });
+            // Not what this is about.
+            pacer.audit = Some(s(1_000_000));
+            // Another Service changes every ten seconds, and what was refused stays so.
+            loop {
+                now += s(10);
+                if pacer.due().is_some_and(|due| due <= now) {
+                    break;
+                }
+                pacer.request();
+                assert_eq!(pacer.begin(now), Occasion::Request);
+                pacer.end(now, Ended::Incomplete { anew: false });
+            }
+            waits.push((now - began).as_secs());
+        }
+        assert_eq!(waits, [30, 60, 120, 240, 480, 960, 1920, 3600, 3600]);
+    }
+
+    #[test]
+    fn what_is_refused_anew_is_tried_again_soon() {
+        let mut pacer = pacer(0, 30);
+        let mut now = s(0);
+        for _ in 0..8 {
+            pacer.begin(now);
+            pacer.end(now, Ended::Incomplete { anew: true });
+            now = pacer.due().unwrap();
+        }
+        pacer.begin(now);
+        pacer.end(now, Ended::Incomplete { anew: true });
+        assert_eq!(pacer.due().unwrap() - now, s(3600));
+        pacer.request();
+        now += s(1);
+        pacer.begin(now);
+        pacer.end(now, Ended::Incomplete { anew: true });
+        assert_eq!(pacer.due().unwrap() - now, s(30));
+    }
+
+    #[test]
+    fn the_whole_kernel_is_looked_at_however_much_happens() {
+        let mut pacer = pacer(1, 30);
+        let mut audits = Vec::new();
+        for minute in 0..=180 {
+            pacer.request();
+            if pacer.begin(s(60 * minute)) == Occasion::Audit {
+                audits.push(minute);
+            }
+            pacer.end(s(60 * minute), Ended::Complete);
+        }
+        assert_eq!(audits, [0, 60, 120, 180]);
     }
 }

@@ -12,7 +12,7 @@ use crate::tools::Variant;
 use crate::traffic::{Call, Prober, Probers, Proto, Stream};
 use crate::world::{Case, Fabric, Family, POD_PORT, World, eventually};
 
-matrix!(connections_survive_restarts_and_full_syncs, the_rules_of_a_kube_proxy_are_taken_over);
+matrix!(connections_survive_restarts_and_full_syncs, the_recorded_rules_of_a_kube_proxy_are_taken_over);
 
 fn connections_survive_restarts_and_full_syncs(case: Case) {
     let world = case.world(Fabric::Bridge, 3, 1);
@@ -88,7 +88,7 @@ fn recordings() -> PathBuf {
 
 /// Starts with what a kube-proxy has left, once up to date, once with what it had some changes ago
 /// and, beside it, chains of Services that are no more.
-fn the_rules_of_a_kube_proxy_are_taken_over(case: Case) {
+fn the_recorded_rules_of_a_kube_proxy_are_taken_over(case: Case) {
     let world = case.world(Fabric::Bridge, 2, 1);
     let family = world.family();
     let golden = recordings();

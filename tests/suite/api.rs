@@ -3,7 +3,7 @@
 mod connecting;
 mod follower;
 mod listing;
-mod recordings;
+mod recorded;
 pub(crate) mod server;
 mod trouble;
 mod watching;

@@ -326,7 +326,7 @@ impl PacketSeed {
         let ports: Vec<u16> = plan
             .services()
             .values()
-            .filter_map(|service| service.health_check_node_port)
+            .filter_map(|service| Some(service.health_check.as_ref()?.node_port))
             .chain([80, 8080, 9])
             .collect();
         let port = match (self.port, aimed) {
@@ -348,7 +348,9 @@ impl PacketSeed {
         // Own addresses are those of processes here; nothing else comes with them from outside.
         let interface = (!world().is_local(source)).then(|| self.interface.to_owned());
         let protocol = self.protocol.or(target.map(|(name, _)| name.protocol)).unwrap_or_default();
-        let name = target.map(|(name, _)| name).filter(|name| name.protocol == protocol);
+        // Elsewhere may be an address of another Service, which knows nothing of these clients.
+        let at_service = matches!((self.destination, self.port), (Aim::Service, Aim::Service));
+        let name = target.map(|(name, _)| name).filter(|name| at_service && name.protocol == protocol);
         let known = name.and_then(|name| plan.services().get(name)).map(|service| service.backends());
         let remembered: BTreeMap<Backend, u32> = match known.as_deref() {
             None | Some([]) => BTreeMap::new(),

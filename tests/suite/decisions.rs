@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ferrule::model::{Conditions, Endpoint, EndpointSlice, Hints, Node, Service, ServiceName, ServicePort, SlicePort};
 use ferrule::net::{IpFamily, Protocol};
-use ferrule::plan::build::{DetectLocal, NodePortSetting, Settings};
+use ferrule::plan::build::{DetectLocal, NodePortSetting, Settings, node_plan};
 use ferrule::plan::{Backend, Plan};
 
 use crate::world::{Packet, Verdict, World};
@@ -306,4 +306,27 @@ fn source_ranges_limit_load_balancer_addresses_alone() {
     // Where the node may, its processes may also by the balancer's own address.
     assert_eq!(ask(&["172.31.99.0/24"], LB_IP), "0 masq");
     assert_eq!(ask(&["198.51.100.0/24"], LB_IP), "drop");
+}
+
+/// Routing for loopback addresses is opened only where node ports use it, and then the rule that guards
+/// them is there, whatever the Node says.
+#[test]
+fn loopback_addresses_are_routed_only_where_node_ports_answer_there() {
+    let nets = |nets: &[&str]| NodePortSetting::Cidrs(nets.iter().map(|net| net.parse().unwrap()).collect());
+    for (node_port_addresses, routed) in [
+        (nets(&[]), true),
+        (nets(&["0.0.0.0/0"]), true),
+        (nets(&["127.0.0.0/8"]), true),
+        (nets(&["::1/128"]), true),
+        (nets(&["10.0.0.0/8"]), false),
+        (nets(&["10.0.0.0/8", "127.0.0.1/32"]), true),
+        (NodePortSetting::Primary, false),
+    ] {
+        let settings = Settings { node_port_addresses, ..settings() };
+        assert_eq!(settings.routes_localnet(), routed, "{:?}", settings.node_port_addresses);
+        let guarded = |node: &Node| node_plan(IpFamily::V4, &settings, node, &[]).localhost_node_ports;
+        let named = Node { addresses: vec![NODE_IP.parse().unwrap()], ..Node::default() };
+        assert!(!routed || (guarded(&Node::default()) && guarded(&named)), "{:?}", settings.node_port_addresses);
+        assert!(!Settings { localhost_node_ports: false, ..settings }.routes_localnet());
+    }
 }

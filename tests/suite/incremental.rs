@@ -1,6 +1,8 @@
 //! Changes applied one after the other end where a fresh start ends, whatever happens on the way;
 //! and no packet notices more of it than the change itself.
 
+mod cases;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,7 +15,6 @@ use ferrule::backend::iptables::ruleset::Table;
 use ferrule::backend::iptables::tools::Tools;
 use ferrule::backend::{ApplyError, Intact, Report};
 use ferrule::cluster::{ClusterState, Event};
-use ferrule::command::Output;
 use ferrule::command::fake::{FakeKernel, Fault, Tables, Variant};
 use ferrule::model::{EndpointSlice, Kind, Node, ObjectRef, Service, ServicePortName};
 use ferrule::net::IpFamily;
@@ -23,8 +24,6 @@ use ferrule::sync::Pipeline;
 use ferrule::sync::pacer::Pace;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
-use proptest::strategy::ValueTree;
-use proptest::test_runner::TestRunner;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::clusters::{self, PacketSeed};
@@ -121,6 +120,7 @@ struct Rig {
     failed: bool,
     /// Whether the kernel is told to refuse something.
     may_be_refused: bool,
+    now: Duration,
 }
 
 impl Rig {
@@ -128,7 +128,17 @@ impl Rig {
         let kernel = FakeKernel::new(variant);
         let state = pipeline::cluster(&node, &clusters::interface_addresses(), [], []);
         let pipeline = started(family, &kernel, &settings).await;
-        Rig { family, kernel, state, objects: BTreeMap::new(), settings, pipeline, failed: true, may_be_refused: false }
+        Rig {
+            family,
+            kernel,
+            state,
+            objects: BTreeMap::new(),
+            settings,
+            pipeline,
+            failed: true,
+            may_be_refused: false,
+            now: Duration::ZERO,
+        }
     }
 
     /// After these moves, and a sync.
@@ -230,6 +240,11 @@ impl Rig {
         self.objects.insert(i, (service.cloned(), slices.to_vec()));
     }
 
+    fn put_plain(&mut self, i: usize, endpoints: u16) {
+        let (service, slice) = clusters::plain_service(i, endpoints);
+        self.put(i, Some(&service), &[slice]);
+    }
+
     fn relist(&mut self) {
         self.event(Event::Listing(Kind::Service));
         self.event(Event::Listing(Kind::EndpointSlice));
@@ -260,8 +275,8 @@ impl Rig {
         if !self.failed && !self.pipeline.pacer.is_requested() {
             return Ok(Report::default());
         }
-        let job = self.pipeline.begin(&self.state).expect("the worker is here");
-        let result = self.pipeline.end(job.run().await, Duration::ZERO);
+        let job = self.pipeline.begin(&self.state, self.now).expect("the worker is here");
+        let result = self.pipeline.end(job.run().await, self.now);
         self.failed = result.is_err();
         if let Ok(report) = &result {
             let refused = report.refused.iter().map(|(name, reason)| format!("{name}: {reason}"));
@@ -292,7 +307,7 @@ async fn started(family: IpFamily, kernel: &FakeKernel, settings: &Settings) -> 
     let mode = Mode { mark: 0x4000, drop_invalid: true };
     let counters = || Counters { invalid_dropped: true, localhost_accepted: true };
     let backend = Iptables::new(tools.expect("the programs work"), mode, counters);
-    let pace = Pace { min: Duration::ZERO, retry: Duration::ZERO, max: Duration::from_secs(3600) };
+    let pace = Pace { min: Duration::ZERO, retry: Duration::from_secs(30), max: Duration::from_secs(3600) };
     Pipeline::new(family, Arc::new(settings.clone()), pace, backend)
 }
 
@@ -300,13 +315,13 @@ async fn started(family: IpFamily, kernel: &FakeKernel, settings: &Settings) -> 
 async fn fresh(rig: &Rig) -> Tables {
     let kernel = FakeKernel::new(Variant::Nft);
     let mut pipeline = started(rig.family, &kernel, &rig.settings).await;
-    let job = pipeline.begin(&rig.state).unwrap();
+    let job = pipeline.begin(&rig.state, Duration::ZERO).unwrap();
     pipeline.end(job.run().await, Duration::ZERO).unwrap();
     kernel.tables(rig.family)
 }
 
 /// Chains and rules as texts; where the order is free, sorted.
-pub(crate) fn normalized(tables: &Tables) -> BTreeMap<(Table, String), Vec<String>> {
+fn normalized(tables: &Tables) -> BTreeMap<(Table, String), Vec<String>> {
     let mut chains = BTreeMap::new();
     for table in [Table::Mangle, Table::Filter, Table::Nat] {
         for (name, chain) in tables.chains(table) {
@@ -345,7 +360,7 @@ fn assert_counted_first(rules: &[String]) {
 }
 
 #[track_caller]
-fn assert_same(ours: &Tables, expected: &Tables) {
+pub(crate) fn assert_same(ours: &Tables, expected: &Tables) {
     let (mut ours, expected) = (normalized(ours), normalized(expected));
     // The kubelet's as well: what stands there is left where it is not needed.
     let firewall = (Table::Filter, "KUBE-FIREWALL".to_owned());
@@ -382,80 +397,6 @@ fn changes(states: &[Tables; 3]) -> String {
         }
     }
     text
-}
-
-/// What most proxies are given.
-fn usual(variant: Variant) -> Start {
-    let mut runner = TestRunner::deterministic();
-    let settings = Settings {
-        localhost_node_ports: true,
-        external_ips: true,
-        ..clusters::settings().new_tree(&mut runner).unwrap().current()
-    };
-    (variant, IpFamily::V4, settings, clusters::node().new_tree(&mut runner).unwrap().current())
-}
-
-fn plain(i: usize, endpoints: u16) -> Step {
-    let (service, slice) = clusters::plain_service(i, endpoints);
-    Step::Service(i, Some(service), vec![slice])
-}
-
-const VARIANTS: [Variant; 2] = [Variant::Legacy, Variant::Nft];
-
-#[test]
-fn what_goes_after_a_held_lock_goes_with_its_rules() {
-    for variant in VARIANTS {
-        runtime().block_on(async {
-            let mut rig = Rig::after(usual(variant), &[]).await;
-            rig.step(&plain(0, 1)).await;
-            rig.sync().await.unwrap();
-            rig.kernel.inject(0, Fault::Locked);
-            rig.step(&plain(1, 1)).await;
-            assert!(matches!(rig.sync().await, Err(ApplyError::Busy { .. })));
-            rig.step(&Step::Service(0, None, Vec::new())).await;
-            rig.kernel.take_calls();
-            rig.sync().await.unwrap();
-            for call in rig.kernel.calls() {
-                assert!(call.output.as_ref().is_some_and(Output::success), "{call}");
-            }
-            assert_same(&rig.tables(), &fresh(&rig).await);
-        });
-    }
-}
-
-#[test]
-fn a_chain_that_others_hold_on_to_holds_nothing_else_up() {
-    for variant in VARIANTS {
-        runtime().block_on(async {
-            let mut rig = Rig::after(usual(variant), &[]).await;
-            rig.step(&plain(0, 1)).await;
-            rig.sync().await.unwrap();
-            let tables = rig.tables();
-            let (held, _) = tables.chains(Table::Nat).find(|(name, _)| name.starts_with("KUBE-SVC-")).unwrap();
-            let foreign = format!("-A OUTPUT -d 8.8.8.8/32 -j {held}\nCOMMIT");
-            let text = tables.table_text(Table::Nat).replace("COMMIT", &foreign);
-            let text = format!("{}{text}", tables.table_text(Table::Filter));
-            rig.kernel.load(Tables::parse(IpFamily::V4, &text).unwrap());
-
-            rig.kernel.take_calls();
-            rig.step(&Step::Service(0, None, Vec::new())).await;
-            rig.step(&plain(1, 1)).await;
-            // It may say that it did not succeed, but it says so soon, and the rest is there.
-            let _ = rig.sync().await;
-            assert!(rig.kernel.calls().len() < 40, "{} calls", rig.kernel.calls().len());
-            let now = rig.tables().to_string();
-            assert!(now.contains("ns/svc1:http cluster IP"), "{now}");
-            assert!(!now.contains("ns/svc0:http cluster IP"), "{now}");
-
-            // Once the others let go, nothing is left.
-            rig.kernel.load(Tables::parse(IpFamily::V4, &now.replace(&foreign.replace("\nCOMMIT", "\n"), "")).unwrap());
-            rig.pipeline.mark_everything();
-            rig.sync_at_last().await;
-            rig.step(&Step::Restart(rig.settings.clone())).await;
-            rig.sync().await.unwrap();
-            assert_same(&rig.tables(), &fresh(&rig).await);
-        });
-    }
 }
 
 proptest! {

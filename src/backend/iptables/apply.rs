@@ -1,10 +1,13 @@
 //! Bringing the kernel to a Plan: the only part of iptables mode that does IO.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::compile::{self, BaseRules, Style};
-use super::diff::{self, Changes, JUMPS, Jump};
+use super::applied::{
+    Applied, Batch, IMPORTANT, Interrupted, Trust, Turn, importance, in_order, is_commented_for, refused_outside, split,
+};
+use super::compile::{self, Shared, Style};
+use super::diff::{self, Changes, JUMPS};
 use super::netlink::Counters;
 use super::restore::Input;
 use super::ruleset::Table;
@@ -13,15 +16,20 @@ use super::tools::{RestoreError, Tools, Variant};
 use crate::backend::{ApplyError, Backend, Intact, Report, Scope};
 use crate::command::Run;
 use crate::model::ServicePortName;
-use crate::plan::{NodePlan, Plan, ServicePlan};
+use crate::plan::{NodePlan, Plan};
 
 /// More endpoints than this in the cluster, and rules of endpoints carry no comments.
 /// (kube-proxy: `largeClusterEndpointsThreshold`.)
 const LARGE_CLUSTER_ENDPOINTS: usize = 1_000;
+/// So many or fewer again, and they do. Fewer than above, or a cluster of about that size would have
+/// all its rules written with every endpoint that comes or goes.
+const SMALL_CLUSTER_ENDPOINTS: usize = 900;
 
-/// Jumps whose absence shows that a table was flushed.
-const CHECKED_JUMPS: [(Table, &str, &str); 2] =
-    [(Table::Nat, "PREROUTING", "KUBE-SERVICES"), (Table::Filter, "FORWARD", "KUBE-FORWARD")];
+/// Built-in chains with jumps of ours, by table. Each look at the kernel goes through one chain of
+/// each table, so that a flushed table shows at once, and a single chain with the third look.
+/// (Listing costs the legacy tools a copy of the whole table.)
+const JUMPED_FROM: [(Table, [&str; 3]); 2] =
+    [(Table::Nat, ["PREROUTING", "OUTPUT", "POSTROUTING"]), (Table::Filter, ["FORWARD", "INPUT", "OUTPUT"])];
 
 /// Settings of iptables mode.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,70 +46,11 @@ pub struct Iptables<R> {
     settings: Settings,
     counters: Box<dyn Fn() -> Counters + Send + Sync>,
     counted: Counters,
+    /// Whether rules of endpoints carry no comments.
+    large: bool,
+    /// Looks at the kernel so far.
+    looks: usize,
     applied: Applied,
-}
-
-/// What the kernel is taken to hold: only what it accepted.
-#[derive(Default)]
-struct Applied {
-    trust: Trust,
-    base: Option<BaseRules>,
-    services: BTreeMap<ServicePortName, AppliedService>,
-    /// Service ports whose plan the kernel refused, until that plan changes.
-    refused: BTreeMap<ServicePortName, Arc<ServicePlan>>,
-}
-
-struct AppliedService {
-    plan: Arc<ServicePlan>,
-    style: Arc<Style>,
-    /// Whether a failed restore may have left its chains otherwise.
-    certain: bool,
-}
-
-/// How much of [`Applied`] can be relied on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-enum Trust {
-    /// Nothing: read the kernel's chains before writing.
-    #[default]
-    Nothing,
-    /// Chains of Service ports; shared chains must be read.
-    OwnChains,
-    /// All of it.
-    Everything,
-}
-
-/// One sync under way.
-struct Turn<'a> {
-    plan: &'a Plan,
-    style: Arc<Style>,
-    base: BaseRules,
-    /// Present while something must be learnt from the kernel.
-    snapshot: Option<Snapshot>,
-    /// Service ports of which the kernel refuses the previous rules as well, or the removal.
-    left_alone: BTreeSet<ServicePortName>,
-    report: Report,
-}
-
-/// Changes that go to the kernel together.
-#[derive(Default)]
-struct Batch {
-    base: Option<(BaseRules, Changes)>,
-    services: Vec<(ServicePortName, Option<Arc<ServicePlan>>, Changes)>,
-    lines: usize,
-}
-
-/// Why a pass over the plan ended early.
-enum Interrupted {
-    /// These Service ports went to the kernel together and were refused.
-    Refused { together: Vec<ServicePortName>, suspect: Option<ServicePortName>, reason: String },
-    /// Everything else.
-    Failed(ApplyError),
-}
-
-impl From<ApplyError> for Interrupted {
-    fn from(error: ApplyError) -> Interrupted {
-        Interrupted::Failed(error)
-    }
 }
 
 // === impl Iptables ===
@@ -115,7 +64,8 @@ impl<R: Run> Iptables<R> {
         counters: impl Fn() -> Counters + Send + Sync + 'static,
     ) -> Iptables<R> {
         let counters = Box::new(counters);
-        Iptables { tools, settings, counters, counted: Counters::default(), applied: Applied::default() }
+        let (counted, applied) = (Counters::default(), Applied::default());
+        Iptables { tools, settings, counters, counted, large: false, looks: 0, applied }
     }
 
     /// How many lines go into one restore at most. The legacy kernel swaps the whole table each
@@ -127,8 +77,30 @@ impl<R: Run> Iptables<R> {
         }
     }
 
-    fn style(&self, node: &NodePlan, endpoints: usize) -> Style {
-        style(node, endpoints, &self.settings, self.tools.features.random_fully, self.counted)
+    fn style(&mut self, plan: &Plan) -> Style {
+        let limit = if self.large { SMALL_CLUSTER_ENDPOINTS } else { LARGE_CLUSTER_ENDPOINTS };
+        self.large = plan.endpoints() > limit;
+        style(&plan.node, self.large, &self.settings, self.tools.features.random_fully, self.counted)
+    }
+
+    /// Whether reading all chains costs little against writing them: with the nft tools, the time
+    /// to list them grows faster than their number. (kube-proxy has no hourly full sync at that size.)
+    fn can_audit(&self) -> bool {
+        self.tools.features.variant == Variant::Legacy || !self.large
+    }
+
+    /// Whether shared chains lack what they are taken to hold: then somebody else was there, and a
+    /// refusal may be no fault of the Service. Chains of Service ports cannot be removed, nor all be
+    /// flushed, without a trace there.
+    async fn has_drifted(&self) -> Result<bool, ApplyError> {
+        let mut snapshot = self.tools.read_shared().await?;
+        if snapshot.has_chains() {
+            return Ok(true);
+        }
+        let tail = self.applied.base.iter().flat_map(|base| &base.tail);
+        let has_tail = tail.map(ToString::to_string).all(|rule| snapshot.tick_off(Shared::NatServices, &rule));
+        let mut services = self.applied.services.iter();
+        Ok(!has_tail || !services.all(|(name, at)| diff::shares(name, &at.plan, &at.style, &mut snapshot)))
     }
 
     async fn pass(
@@ -142,6 +114,7 @@ impl<R: Run> Iptables<R> {
             Trust::OwnChains => Some(self.tools.read_shared().await?),
             Trust::Nothing => Some(self.tools.read_all().await?),
         };
+        turn.has_read |= turn.snapshot.as_ref().is_some_and(Snapshot::has_chains);
         let alone: BTreeSet<&ServicePortName> = apart.iter().flatten().collect();
         let mut batch = Batch::default();
         batch.set_base(self.applied.stage_base(turn), turn.base.clone());
@@ -166,11 +139,12 @@ impl<R: Run> Iptables<R> {
         Ok(())
     }
 
-    async fn has_jump(&self, jump: &Jump) -> Result<bool, ApplyError> {
-        let expected = format!("-A {} {}", jump.from, jump.rule());
-        let mut found = false;
-        self.tools.list(jump.table, jump.from, &mut |line| found |= line == expected).await?;
-        Ok(found)
+    /// Whether a built-in chain has all of our jumps.
+    async fn has_jumps(&self, table: Table, from: &str) -> Result<bool, ApplyError> {
+        let jumps = JUMPS.iter().filter(|jump| (jump.table, jump.from) == (table, from));
+        let mut missing: BTreeSet<String> = jumps.map(|jump| format!("-A {from} {}", jump.rule())).collect();
+        self.tools.list(table, from, &mut |line| _ = missing.remove(line)).await?;
+        Ok(missing.is_empty())
     }
 
     /// Somebody is removing chains, table by table: waits until the other canaries are gone too,
@@ -268,24 +242,32 @@ impl<R: Run> Iptables<R> {
 
 impl<R: Run> Backend for Iptables<R> {
     async fn sync(&mut self, plan: &Plan, scope: &Scope) -> Result<Report, ApplyError> {
-        if *scope == Scope::Everything || self.applied.trust == Trust::Nothing {
+        let whole = !matches!(scope, Scope::Services(_));
+        if whole || self.applied.trust == Trust::Nothing {
             self.counted = (self.counters)();
         }
-        let style = Arc::new(self.style(&plan.node, plan.endpoints()));
+        let style = Arc::new(self.style(plan));
+        if *scope == Scope::Audit && self.can_audit() {
+            self.applied.trust = Trust::Nothing;
+        }
         let restyled = self.applied.services.values().next().is_some_and(|applied| *applied.style != *style);
         let mut turn = Turn {
             plan,
             base: compile::base(&plan.node, &style),
             style,
             snapshot: None,
+            has_read: false,
+            verified: false,
             left_alone: BTreeSet::new(),
             report: Report::default(),
         };
+        self.applied.forget_refused_without_plan(plan);
         // Groups of Service ports that must go to the kernel apart from all others, because some of
         // them was refused. Every refusal makes a group smaller, so this ends.
         let mut apart: Vec<Vec<ServicePortName>> = Vec::new();
-        let mut aside: BTreeSet<ServicePortName> = BTreeSet::new();
-        let mut read_again = false;
+        if whole {
+            apart.extend(std::mem::take(&mut self.applied.refused).into_keys().map(|name| vec![name]));
+        }
         loop {
             let names = match scope {
                 Scope::Services(names) if self.applied.trust == Trust::Everything && !restyled && apart.is_empty() => {
@@ -301,21 +283,28 @@ impl<R: Run> Backend for Iptables<R> {
                 Err(Interrupted::Refused { together, suspect, reason }) => {
                     apart.retain(|group| *group != together);
                     match together.as_slice() {
-                        [culprit] if plan.services().contains_key(culprit) && aside.insert(culprit.clone()) => {
-                            self.applied.set_aside(culprit, reason, &mut turn);
+                        // What seems wrong with one may be that the kernel does not hold what it is
+                        // taken to hold.
+                        [_] if !turn.has_read && !turn.verified => {
+                            turn.verified = true;
+                            if self.has_drifted().await? {
+                                self.applied.trust = Trust::Nothing;
+                            }
+                            apart.push(together);
                         }
-                        // To remove it, or to leave it as it was, is refused as well: the kernel
-                        // does not hold what it is taken to hold.
-                        [_] if !read_again => {
-                            read_again = true;
+                        [culprit] if self.applied.set_aside(culprit, &reason, &mut turn) => {}
+                        // To remove it, or to leave it as it was, is refused as well.
+                        [_] if !turn.has_read => {
                             self.applied.trust = Trust::Nothing;
+                            apart.push(together);
                         }
-                        [culprit] => self.applied.set_aside(culprit, reason, &mut turn),
+                        [culprit] => turn.leave_alone(culprit, reason),
                         _ => apart.extend(split(together, suspect)),
                     }
                 }
             }
         }
+        turn.report.set_aside = self.applied.refused.len();
         Ok(turn.report)
     }
 
@@ -327,11 +316,12 @@ impl<R: Run> Backend for Iptables<R> {
         if !intact {
             self.await_end_of_flush().await?;
         }
-        // A mere flush of rules leaves the canary, but no jump: one of each table tells. (Listing
-        // costs the legacy tools a copy of the whole table, so no more than one.)
-        for jump in JUMPS.iter().filter(|jump| CHECKED_JUMPS.contains(&(jump.table, jump.from, jump.to))) {
-            intact = intact && self.has_jump(jump).await?;
+        // A mere flush of rules leaves the canary, but no jump.
+        for (table, chains) in JUMPED_FROM {
+            let chain = chains.into_iter().cycle().nth(self.looks % chains.len()).unwrap_or_default();
+            intact = intact && self.has_jumps(table, chain).await?;
         }
+        self.looks = self.looks.wrapping_add(1);
         if intact {
             return Ok(Intact::Yes);
         }
@@ -340,140 +330,17 @@ impl<R: Run> Backend for Iptables<R> {
     }
 }
 
-// === impl Applied ===
-
-impl Applied {
-    fn stage_base(&self, turn: &mut Turn<'_>) -> Changes {
-        match (&mut turn.snapshot, &self.base) {
-            (Some(snapshot), _) if snapshot.has_chains() => diff::base_from_snapshot(&turn.base, snapshot),
-            (Some(snapshot), old) => diff::base_beside_snapshot(old.as_ref(), &turn.base, snapshot),
-            (None, Some(old)) => diff::base(old, &turn.base),
-            (None, None) => Changes::default(),
-        }
-    }
-
-    /// Adds what one Service port needs to a batch.
-    fn stage(&self, name: &ServicePortName, turn: &mut Turn<'_>, batch: &mut Batch) {
-        if turn.left_alone.contains(name) {
-            return;
-        }
-        let new = turn.plan.services().get(name);
-        let old = self.services.get(name);
-        let plan = match (self.refused.get(name), new) {
-            // Still what was refused: what there was before stays.
-            (Some(refused), Some(new)) if refused == new => old.map(|old| &old.plan),
-            _ => new,
-        };
-        let certain = old.is_none_or(|old| old.certain);
-        let before = old.map(|old| (&*old.plan, &*old.style));
-        let same = |old: &AppliedService| {
-            let same_plan = plan.is_some_and(|plan| Arc::ptr_eq(plan, &old.plan) || **plan == *old.plan);
-            same_plan && (Arc::ptr_eq(&old.style, &turn.style) || *old.style == *turn.style) && old.certain
-        };
-        let changes = match &mut turn.snapshot {
-            Some(snapshot) => {
-                diff::service_from_snapshot(name, before, plan.map(|p| &**p), &turn.style, certain, snapshot)
-            }
-            None if old.is_some_and(same) || (old.is_none() && plan.is_none()) => return,
-            None => diff::service(name, before, plan.map(|p| &**p), &turn.style, certain),
-        };
-        batch.lines += changes.lines();
-        batch.services.push((name.clone(), plan.cloned(), changes));
-    }
-
-    /// Before a batch is written: from now on nobody knows. Returns the trust to go back to.
-    fn doubt(&mut self, batch: &Batch) -> Trust {
-        let before = self.trust;
-        self.trust = match (&batch.base, before) {
-            (Some((_, changes)), _) if !changes.is_empty() => Trust::Nothing,
-            (_, trust) => trust.min(Trust::OwnChains),
-        };
-        for (name, ..) in &batch.services {
-            if let Some(old) = self.services.get_mut(name) {
-                old.certain = false;
-            }
-        }
-        before
-    }
-
-    /// After a restore that neither succeeded nor was refused: how far it came is unknown.
-    fn lost(&mut self, error: ApplyError) -> Interrupted {
-        if !matches!(error, ApplyError::Busy { .. }) {
-            self.trust = Trust::Nothing;
-        }
-        Interrupted::Failed(error)
-    }
-
-    /// After a batch was written: the kernel has it.
-    fn accept(&mut self, batch: Batch, turn: &mut Turn<'_>) {
-        if let Some((base, _)) = batch.base {
-            self.base = Some(base);
-        }
-        for (name, plan, changes) in batch.services {
-            turn.report.written += usize::from(!changes.is_empty());
-            if self.refused.get(&name).is_some_and(|refused| turn.plan.services().get(&name) != Some(refused)) {
-                self.refused.remove(&name);
-            }
-            match plan {
-                None => drop(self.services.remove(&name)),
-                Some(plan) => {
-                    let style = turn.style.clone();
-                    self.services.insert(name, AppliedService { plan, style, certain: true });
-                }
-            }
-        }
-    }
-
-    /// What a Service port had before is kept. If that is refused as well (or there was nothing to
-    /// be written, but to be removed), it is left as it is, or this sync would never end.
-    fn set_aside(&mut self, name: &ServicePortName, reason: String, turn: &mut Turn<'_>) {
-        match turn.plan.services().get(name) {
-            Some(plan) if self.refused.get(name) != Some(plan) => {
-                self.refused.insert(name.clone(), plan.clone());
-                turn.report.refused.push((name.clone(), reason));
-            }
-            Some(_) => drop(turn.left_alone.insert(name.clone())),
-            None => {
-                turn.left_alone.insert(name.clone());
-                turn.report.refused.push((name.clone(), reason));
-            }
-        }
-    }
-}
-
-// === impl Batch ===
-
-impl Batch {
-    /// What to do about it when `input`, made from this batch, was refused.
-    fn refused(self, input: &Input, reason: String, line: Option<usize>) -> Interrupted {
-        let owner = line.and_then(|line| input.owner_of_line(line));
-        let at = owner.and_then(|owner| owner.checked_sub(usize::from(self.base.is_some())));
-        let suspect = at.and_then(|at| self.services.get(at)).map(|(name, ..)| name.clone());
-        let written = self.services.into_iter().filter(|(.., changes)| !changes.is_empty());
-        let together: Vec<ServicePortName> = written.map(|(name, ..)| name).collect();
-        match together.is_empty() {
-            true => refused_outside("rules that belong to no Service", reason),
-            false => Interrupted::Refused { together, suspect, reason },
-        }
-    }
-
-    fn set_base(&mut self, changes: Changes, base: BaseRules) {
-        self.lines += changes.lines();
-        self.base = Some((base, changes));
-    }
-}
-
 /// What the first restore into an empty kernel would be, all in one.
 pub fn first_input(plan: &Plan, settings: &Settings, random_fully: bool, counters: Counters) -> String {
-    let style = style(&plan.node, plan.endpoints(), settings, random_fully, counters);
+    let style = style(&plan.node, plan.endpoints() > LARGE_CLUSTER_ENDPOINTS, settings, random_fully, counters);
     let base = diff::base_from_snapshot(&compile::base(&plan.node, &style), &mut Snapshot::new(true));
     let services = plan.services().iter().map(|(name, plan)| diff::service(name, None, Some(plan), &style, true));
     let changes: Vec<Changes> = std::iter::once(base).chain(services).collect();
     Input::render(changes.iter()).text
 }
 
-/// The style of rules for a node with so many endpoints in its cluster.
-pub fn style(node: &NodePlan, endpoints: usize, settings: &Settings, random_fully: bool, counters: Counters) -> Style {
+/// The style of rules on a node of a cluster that is `large` or not.
+pub fn style(node: &NodePlan, large: bool, settings: &Settings, random_fully: bool, counters: Counters) -> Style {
     Style {
         family: node.family,
         pod_traffic: node.pod_traffic.clone(),
@@ -483,49 +350,6 @@ pub fn style(node: &NodePlan, endpoints: usize, settings: &Settings, random_full
         drop_invalid: settings.drop_invalid,
         count_invalid: counters.invalid_dropped,
         count_localhost: counters.localhost_accepted,
-        large_cluster: endpoints > LARGE_CLUSTER_ENDPOINTS,
+        large_cluster: large,
     }
-}
-
-fn refused_outside(what: &str, detail: String) -> Interrupted {
-    Interrupted::Failed(ApplyError::Failed { program: format!("iptables-restore ({what})"), detail })
-}
-
-/// Rank of Services whose loss would stop everything else: the API server's, and DNS.
-const IMPORTANT: u8 = 1;
-
-/// Rank of a Service port: lower ones are written first.
-fn importance(name: &ServicePortName) -> u8 {
-    match (&*name.service.namespace, &*name.service.name, &*name.port) {
-        ("default", "kubernetes", _) => 0,
-        ("kube-system", service, _) if service.contains("dns") => 1,
-        (_, _, "dns" | "dns-tcp") => 1,
-        _ => 2,
-    }
-}
-
-fn in_order<'a>(names: impl Iterator<Item = &'a ServicePortName>) -> Vec<ServicePortName> {
-    let mut names: Vec<ServicePortName> = names.cloned().collect();
-    names.sort_by_key(importance);
-    names
-}
-
-/// Splits a refused group: the suspect from the others, or in halves.
-fn split(mut together: Vec<ServicePortName>, suspect: Option<ServicePortName>) -> Vec<Vec<ServicePortName>> {
-    match suspect {
-        Some(suspect) => {
-            together.retain(|name| *name != suspect);
-            vec![together, vec![suspect]]
-        }
-        None => {
-            let rest = together.split_off(together.len() / 2);
-            vec![together, rest]
-        }
-    }
-}
-
-/// Whether a rule is commented as one of a Service port.
-fn is_commented_for(rule: &str, spn: &str) -> bool {
-    let Some((_, comment)) = rule.split_once("--comment \"") else { return false };
-    comment.strip_prefix(spn).is_some_and(|rest| rest.starts_with([' ', '"']))
 }

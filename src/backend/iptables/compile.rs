@@ -190,7 +190,7 @@ impl Compiler<'_> {
         for frontend in &self.plan.frontends {
             self.capture(frontend, &mut rules.shared);
         }
-        if let Some(port) = self.plan.health_check_node_port {
+        if let Some(port) = self.plan.health_check.as_ref().map(|check| check.node_port) {
             let rule = Rule::to(Target::Accept)
                 .comment(format!("{} health check node port", self.spn))
                 .transport(Protocol::Tcp, Some(port));

@@ -165,6 +165,12 @@ pub fn service_from_snapshot(
     changes
 }
 
+/// Whether shared chains hold the rules of a Service port, which are ticked off.
+pub fn shares(name: &ServicePortName, plan: &ServicePlan, style: &Style, snapshot: &mut Snapshot) -> bool {
+    let rules = compile::service(name, plan, style).shared;
+    rules.into_iter().all(|(shared, rule)| snapshot.tick_off(shared, &rule.to_string()))
+}
+
 /// From one base to another.
 pub fn base(old: &BaseRules, new: &BaseRules) -> Changes {
     let mut changes = Changes::default();
@@ -174,8 +180,8 @@ pub fn base(old: &BaseRules, new: &BaseRules) -> Changes {
         }
     }
     for (table, chain, _) in &old.chains {
-        // KUBE-FIREWALL stays: it is the kubelet's too. Emptied is as good as gone.
-        if !new.chains.iter().any(|(t, c, _)| (t, c) == (table, chain)) {
+        // KUBE-FIREWALL stays as it is: it is the kubelet's too, and guards what it always did.
+        if *chain != names::FIREWALL && !new.chains.iter().any(|(t, c, _)| (t, c) == (table, chain)) {
             changes.replace.push((*table, chain.clone(), Vec::new()));
         }
     }

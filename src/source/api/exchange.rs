@@ -25,6 +25,9 @@ pub(super) enum Failure {
     /// The server cannot be reached, or the connection broke.
     #[error("{0}")]
     Broken(String),
+    /// The server ended the watch as soon as it began.
+    #[error("the server closed the watch at once")]
+    ClosedAtOnce,
     /// The server said no. The code is that of HTTP, or of an `ERROR` event.
     #[error("{code} {reason}: {message}")]
     Refused {
@@ -153,6 +156,16 @@ impl Failure {
     /// Whether the version asked for is no longer known.
     pub(super) fn is_expired(&self) -> bool {
         matches!(self, Failure::Refused { code: 410, .. })
+    }
+
+    /// Whether another version might fare better: nothing says that the server is out of reach, busy,
+    /// or has no trust in us.
+    pub(super) fn may_be_the_version(&self) -> bool {
+        match self {
+            Failure::ClosedAtOnce => true,
+            Failure::Refused { code, .. } => !matches!(code, 401 | 403 | 429 | 503),
+            _ => false,
+        }
     }
 
     /// Whether the server understood the request and will not have it in that form.

@@ -21,6 +21,8 @@ const STREAMING_LIMIT: Duration = Duration::from_secs(60);
 const CUT_SHORT_LIMIT: u32 = 3;
 /// A healthy watch hears a bookmark every minute. Two missed, and the connection is taken for dead.
 const IDLE_LIMIT: Duration = Duration::from_secs(150);
+/// So many watches in a row may fail at the same version without a word before all is listed afresh.
+const FRUITLESS_LIMIT: u32 = 3;
 /// A watch that ends sooner has failed, however politely.
 const SHORTEST: Duration = Duration::from_secs(1);
 /// Seconds after which the server ends a watch: spread, so that nodes do not come back in step.
@@ -47,6 +49,8 @@ pub(super) struct Watch<'a> {
     expired: bool,
     /// Where the server last broke a watch off with nonsense or an error.
     stuck_at: Option<String>,
+    /// Watches that failed in a row without a word, though the server can be reached.
+    fruitless: u32,
     /// When the server last said anything, within the present session.
     heard: Instant,
     backoff: Backoff,
@@ -70,6 +74,7 @@ impl<'a> Watch<'a> {
             limit: Some(PAGE),
             expired: false,
             stuck_at: None,
+            fruitless: 0,
             heard: Instant::now(),
             backoff: Backoff::default(),
             outage,
@@ -100,7 +105,7 @@ impl<'a> Watch<'a> {
                     self.version = None;
                 }
                 Err(failure) => {
-                    self.learn_from(&failure);
+                    self.learn_from(&failure, self.heard > began);
                     let asked = match &failure {
                         Failure::Refused { wait, .. } => (*wait).min(LONGEST_WAIT),
                         _ => Duration::ZERO,
@@ -224,7 +229,7 @@ impl<'a> Watch<'a> {
             };
             let Some(line) = line else {
                 return match began.elapsed() < SHORTEST {
-                    true => Err(Failure::Broken("the server closed the watch at once".into())),
+                    true => Err(Failure::ClosedAtOnce),
                     false => Ok(()),
                 };
             };
@@ -262,8 +267,9 @@ impl<'a> Watch<'a> {
     }
 
     /// Reports a failure and decides where to go on.
-    fn learn_from(&mut self, failure: &Failure) {
+    fn learn_from(&mut self, failure: &Failure, heard: bool) {
         self.outage.failed(failure);
+        self.fruitless = if heard || !failure.may_be_the_version() { 0 } else { self.fruitless + 1 };
         let in_the_stream = match failure {
             Failure::Nonsense(_) => true,
             Failure::Refused { in_watch, .. } => *in_watch,
@@ -278,6 +284,10 @@ impl<'a> Watch<'a> {
                 self.version = None;
             }
             self.stuck_at = self.version.clone();
+        } else if self.fruitless >= FRUITLESS_LIMIT {
+            // A server that was restored from a backup, say, has never seen that version.
+            self.fruitless = 0;
+            self.version = None;
         }
     }
 

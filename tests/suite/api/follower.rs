@@ -17,8 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use super::server::answer::{Ask, Body, Core, Seen};
-use super::server::objects_from_yaml;
-use crate::recordings::{self, NODE};
+use crate::recordings::NODE;
 
 /// Longer than any wait of the source's.
 pub(super) const LONG: Duration = Duration::from_secs(90);
@@ -31,9 +30,14 @@ pub(super) struct Follower {
     task: JoinHandle<()>,
 }
 
-/// What the API server of the recordings held.
-pub(super) fn recorded_objects() -> Vec<Value> {
-    objects_from_yaml(&recordings::read("objects/all.yaml"))
+/// Objects of every kind: the node, and Services `t/s00` to `t/s59` with a slice each.
+pub(super) fn objects() -> Vec<Value> {
+    let node = json!({ "kind": "Node", "apiVersion": "v1", "metadata": { "name": NODE, "uid": "uid-of-the-node" } });
+    let services = (0..60).flat_map(|i| {
+        let name = format!("s{i:02}");
+        [service(&name, &format!("10.0.0.{i}")), slice(&format!("{name}-1"), &name, &format!("10.1.0.{i}"))]
+    });
+    [node].into_iter().chain(services).collect()
 }
 
 /// A Service with one port.

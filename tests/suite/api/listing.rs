@@ -5,7 +5,7 @@ use std::time::Duration;
 use ferrule::model::Kind;
 use serde_json::json;
 
-use super::follower::{Follower, recorded_objects, requests_for, service, slice};
+use super::follower::{Follower, objects, requests_for, service, slice};
 use super::server::answer::{Core, Fault, On};
 
 const STREAMING: &str = "watch=true&allowWatchBookmarks=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan";
@@ -25,13 +25,12 @@ fn without_timeout(query: &str) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn streams_the_recorded_objects() {
-    let objects = recorded_objects();
-    let core = Core::new(objects.clone());
+async fn streams_the_initial_objects() {
+    let core = Core::new(objects());
     let mut follower = Follower::start(&core);
     let events = follower.until_synced().await;
     follower.assert_equals_server();
-    assert_eq!(core.objects("Service").len(), 46, "Services in the recorded objects");
+    assert_eq!(follower.state.services().count(), 60);
     assert_eq!(follower.state.node().map(|node| node.name.to_string()).as_deref(), Some("node-000"));
 
     for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
@@ -85,8 +84,7 @@ async fn falls_back_to_pages_on_400() {
 }
 
 async fn falls_back_at_once(refuse: impl Fn(&Core)) {
-    let objects = recorded_objects();
-    let core = Core::new(objects.clone());
+    let core = Core::new(objects());
     refuse(&core);
     let began = tokio::time::Instant::now();
     let mut follower = Follower::start(&core);

@@ -1,6 +1,6 @@
 //! A fake API server: what a real one (1.36) says about Services, EndpointSlices, Nodes and
 //! ServiceCIDRs, and the faults one can have. Checked against recordings of a real one in
-//! `recordings.rs`.
+//! `recorded.rs`.
 //!
 //! Self-contained, so that another test binary can take it in with
 //! `#[path = "../suite/api/server.rs"] mod fake_api;`.

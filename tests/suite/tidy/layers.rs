@@ -7,8 +7,8 @@ use super::{File, assert_complaints, assert_none, repository};
 const CORE: [&str; 7] = ["net", "model", "cluster", "topology", "plan", "conntrack", "sync/pacer"];
 
 /// The files of a backend that do not either.
-const PURE_IN_BACKENDS: [&str; 9] =
-    ["names", "ruleset", "compile", "diff", "render", "restore", "snapshot", "parse", "drain"];
+const PURE_IN_BACKENDS: [&str; 10] =
+    ["applied", "names", "ruleset", "compile", "diff", "render", "restore", "snapshot", "parse", "drain"];
 
 /// What the core does without.
 const IO: [&str; 22] = [

@@ -16,7 +16,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::server::FakeApi;
+use super::follower::Follower;
+use super::server::answer::Core;
+use super::server::{FakeApi, objects_from_yaml};
 use crate::recordings;
 
 /// A recorded exchange, or one to compare it with.
@@ -300,4 +302,19 @@ fn event_created() {
     metadata.insert("uid".into(), actual.body[0]["metadata"]["uid"].clone());
     assert_same(name, expected, actual);
     assert_eq!(fake.posted_events(), [posted]);
+}
+
+/// The source understands all that a real API server held.
+#[tokio::test(start_paused = true)]
+async fn recorded_objects_are_followed() {
+    for streaming in [true, false] {
+        let core = Core::new(objects_from_yaml(&recordings::read("objects/all.yaml")));
+        core.set_streaming_lists(streaming);
+        let mut follower = Follower::start(&core);
+        let events = follower.until_synced().await;
+        assert!(events.iter().all(|event| !event.starts_with("Problem")), "{events:?}");
+        follower.assert_equals_server();
+        assert_eq!(core.objects("Service").len(), 46, "Services in the recorded objects");
+        assert_eq!(follower.state.node().map(|node| node.name.to_string()).as_deref(), Some(recordings::NODE));
+    }
 }

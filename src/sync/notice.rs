@@ -1,0 +1,74 @@
+//! What the loop tells those who want to know: health, metrics, conntrack.
+
+use std::time::Duration;
+
+use super::pacer::Occasion;
+use crate::backend::{ApplyError, Report, Scope};
+use crate::cluster::{Changed, Event};
+use crate::net::IpFamily;
+use crate::plan::Plan;
+
+/// Something that happened in the loop. One way: nothing comes back.
+#[derive(Debug)]
+pub enum Notice<'a> {
+    /// The loop begins to serve a family; nothing is known yet.
+    Started(IpFamily),
+    /// A source said something.
+    Event {
+        /// What it said.
+        event: &'a Event,
+        /// What that may change in the rules of any family.
+        changed: &'a Changed,
+    },
+    /// A family has something to sync that it had not when its last sync began; said for each such
+    /// event, once rules may be written at all.
+    Requested(IpFamily),
+    /// A sync begins; it serves all that was requested so far.
+    Begun(IpFamily),
+    /// A sync has ended.
+    Ended(Sync<'a>),
+    /// Rules were found to be missing that somebody else must have removed; a sync follows.
+    Drifted(IpFamily),
+}
+
+/// A sync that has ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Sync<'a> {
+    /// Its family.
+    pub family: IpFamily,
+    /// Why it began.
+    pub occasion: Occasion,
+    /// What it was about.
+    pub scope: &'a Scope,
+    /// What the kernel was to be brought to.
+    pub plan: &'a Plan,
+    /// How it ended.
+    pub result: Result<&'a Report, &'a ApplyError>,
+    /// How long the oldest request it served had waited, if there was one.
+    pub waited: Option<Duration>,
+    /// How long planning took.
+    pub planning: Duration,
+    /// How long the backend took, from plan to kernel.
+    pub applying: Duration,
+    /// When the endpoint changes it served were caused, as their slices say (RFC 3339). Those of a sync
+    /// that failed are told again with the next one.
+    pub triggers: &'a [Box<str>],
+}
+
+/// Somebody who wants to know. Called within the loop: must not wait for anything.
+pub trait Observer: Send {
+    /// Takes note.
+    fn notice(&mut self, notice: &Notice<'_>);
+}
+
+/// Nobody.
+impl Observer for () {
+    fn notice(&mut self, _: &Notice<'_>) {}
+}
+
+/// All of them, in order.
+impl Observer for Vec<Box<dyn Observer>> {
+    fn notice(&mut self, notice: &Notice<'_>) {
+        self.iter_mut().for_each(|observer| observer.notice(notice));
+    }
+}

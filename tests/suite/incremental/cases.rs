@@ -1,0 +1,264 @@
+//! Cases that were once found to go wrong, or could: told one by one.
+
+use std::time::Duration;
+
+use ferrule::backend::ApplyError;
+use ferrule::backend::iptables::diff::JUMPS;
+use ferrule::backend::iptables::ruleset::Table;
+use ferrule::command::Output;
+use ferrule::command::fake::{Fault, Refusal, Tables, Variant};
+use ferrule::net::IpFamily;
+use ferrule::plan::build::Settings;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+
+use super::{Rig, Start, Step, assert_same, clusters, fresh, runtime};
+
+/// What most proxies are given.
+fn usual(variant: Variant) -> Start {
+    let mut runner = TestRunner::deterministic();
+    let settings = Settings {
+        localhost_node_ports: true,
+        external_ips: true,
+        ..clusters::settings().new_tree(&mut runner).unwrap().current()
+    };
+    (variant, IpFamily::V4, settings, clusters::node().new_tree(&mut runner).unwrap().current())
+}
+
+fn plain(i: usize, endpoints: u16) -> Step {
+    let (service, slice) = clusters::plain_service(i, endpoints);
+    Step::Service(i, Some(service), vec![slice])
+}
+
+const VARIANTS: [Variant; 2] = [Variant::Legacy, Variant::Nft];
+
+#[test]
+fn what_goes_after_a_held_lock_goes_with_its_rules() {
+    for variant in VARIANTS {
+        runtime().block_on(async {
+            let mut rig = Rig::after(usual(variant), &[]).await;
+            rig.step(&plain(0, 1)).await;
+            rig.sync().await.unwrap();
+            rig.kernel.inject(0, Fault::Locked);
+            rig.step(&plain(1, 1)).await;
+            assert!(matches!(rig.sync().await, Err(ApplyError::Busy { .. })));
+            rig.step(&Step::Service(0, None, Vec::new())).await;
+            rig.kernel.take_calls();
+            rig.sync().await.unwrap();
+            for call in rig.kernel.calls() {
+                assert!(call.output.as_ref().is_some_and(Output::success), "{call}");
+            }
+            assert_same(&rig.tables(), &fresh(&rig).await);
+        });
+    }
+}
+
+#[test]
+fn a_chain_that_others_hold_on_to_holds_nothing_else_up() {
+    for variant in VARIANTS {
+        runtime().block_on(async {
+            let mut rig = Rig::after(usual(variant), &[]).await;
+            rig.step(&plain(0, 1)).await;
+            rig.sync().await.unwrap();
+            let tables = rig.tables();
+            let (held, _) = tables.chains(Table::Nat).find(|(name, _)| name.starts_with("KUBE-SVC-")).unwrap();
+            let foreign = format!("-A OUTPUT -d 8.8.8.8/32 -j {held}\nCOMMIT");
+            let text = tables.table_text(Table::Nat).replace("COMMIT", &foreign);
+            let text = format!("{}{text}", tables.table_text(Table::Filter));
+            rig.kernel.load(Tables::parse(IpFamily::V4, &text).unwrap());
+
+            rig.kernel.take_calls();
+            rig.step(&Step::Service(0, None, Vec::new())).await;
+            rig.step(&plain(1, 1)).await;
+            // It may say that it did not succeed, but it says so soon, and the rest is there.
+            let _ = rig.sync().await;
+            assert!(rig.kernel.calls().len() < 40, "{} calls", rig.kernel.calls().len());
+            let now = rig.tables().to_string();
+            assert!(now.contains("ns/svc1:http cluster IP"), "{now}");
+            assert!(!now.contains("ns/svc0:http cluster IP"), "{now}");
+
+            // Once the others let go, nothing is left.
+            rig.kernel.load(Tables::parse(IpFamily::V4, &now.replace(&foreign.replace("\nCOMMIT", "\n"), "")).unwrap());
+            rig.pipeline.mark_everything();
+            rig.sync_at_last().await;
+            rig.step(&Step::Restart(rig.settings.clone())).await;
+            rig.sync().await.unwrap();
+            assert_same(&rig.tables(), &fresh(&rig).await);
+        });
+    }
+}
+
+/// Takes every rule of ours out of the nat table, as `iptables -t nat -F; iptables -t nat -X` does, and
+/// tells nobody.
+fn flush_nat(rig: &Rig) {
+    let mut left = rig.tables();
+    left.flush(Table::Nat);
+    rig.kernel.load(left);
+}
+
+/// A change that comes between a flush and its discovery fails for reasons that are not its Service's.
+#[test]
+fn a_change_after_a_flush_is_not_to_blame() {
+    for (variant, before, after) in
+        VARIANTS.into_iter().flat_map(|variant| [(variant, 1, 0), (variant, 0, 1), (variant, 1, 2)])
+    {
+        runtime().block_on(async {
+            let mut rig = Rig::after(usual(variant), &[]).await;
+            rig.step(&plain(0, before)).await;
+            rig.step(&plain(1, 1)).await;
+            rig.sync().await.unwrap();
+            flush_nat(&rig);
+            rig.step(&plain(0, after)).await;
+            rig.sync_at_last().await;
+            rig.look().await;
+            rig.sync_at_last().await;
+            assert_same(&rig.tables(), &fresh(&rig).await);
+        });
+    }
+}
+
+/// A Service that comes after a flush, alone.
+#[test]
+fn a_new_service_after_a_flush_is_not_to_blame() {
+    for variant in VARIANTS {
+        runtime().block_on(async {
+            let mut rig = Rig::after(usual(variant), &[]).await;
+            rig.step(&plain(0, 1)).await;
+            rig.sync().await.unwrap();
+            flush_nat(&rig);
+            rig.step(&plain(1, 1)).await;
+            let report = rig.sync_at_last().await;
+            assert_eq!(report.set_aside, 0);
+            rig.look().await;
+            rig.sync_at_last().await;
+            assert_same(&rig.tables(), &fresh(&rig).await);
+        });
+    }
+}
+
+/// What the kernel refuses for a while is there once it no longer does, whatever it was.
+#[test]
+fn what_was_refused_for_a_while_is_tried_again() {
+    let all = || [Refusal::AtLine, Refusal::AtCommit, Refusal::Somewhere];
+    for (variant, refusal) in VARIANTS.into_iter().flat_map(|variant| all().map(|refusal| (variant, refusal))) {
+        runtime().block_on(async {
+            let mut rig = Rig::after(usual(variant), &[]).await;
+            rig.may_be_refused = true;
+            (0..3).for_each(|i| rig.put_plain(i, 1));
+            rig.sync().await.unwrap();
+            rig.kernel.refuse("ns/svc1:http", refusal);
+            rig.put_plain(1, 3);
+            rig.put_plain(2, 2);
+            assert_eq!(rig.sync().await.unwrap().set_aside, 1);
+            let now = rig.tables().to_string();
+            assert!(now.contains("ns/svc1:http cluster IP"), "its previous rules stay: {now}");
+            // Others come and go meanwhile, and that is no reason to try.
+            rig.kernel.take_calls();
+            rig.put_plain(2, 3);
+            assert_eq!(rig.sync().await.unwrap().set_aside, 1);
+            for call in rig.kernel.take_calls() {
+                assert!(!call.to_string().contains("ns/svc1"), "{call}");
+            }
+            // Tried, and refused again.
+            rig.pipeline.mark_everything();
+            let report = rig.sync().await.unwrap();
+            assert_eq!((report.set_aside, report.refused.len()), (1, 1));
+
+            rig.kernel.accept_all();
+            rig.pipeline.mark_everything();
+            assert_eq!(rig.sync().await.unwrap().set_aside, 0);
+            assert_same(&rig.tables(), &fresh(&rig).await);
+        });
+    }
+}
+
+/// What a kube-proxy left of a Service that is refused here stays, and goes with the Service.
+#[test]
+fn a_refusal_ends_with_its_service() {
+    for variant in VARIANTS {
+        runtime().block_on(async {
+            let mut rig = Rig::after(usual(variant), &[]).await;
+            rig.may_be_refused = true;
+            rig.put_plain(0, 1);
+            rig.put_plain(1, 1);
+            rig.sync().await.unwrap();
+            rig.step(&Step::Restart(rig.settings.clone())).await;
+            rig.put_plain(0, 2);
+            rig.kernel.refuse("ns/svc0:http", Refusal::AtLine);
+            assert_eq!(rig.sync().await.unwrap().set_aside, 1);
+            rig.kernel.accept_all();
+            assert!(rig.tables().to_string().contains("ns/svc0:http cluster IP"));
+            rig.step(&Step::Service(0, None, Vec::new())).await;
+            assert_eq!(rig.sync().await.unwrap().set_aside, 0);
+            assert_same(&rig.tables(), &fresh(&rig).await);
+        });
+    }
+}
+
+/// Jumps that somebody took out of one built-in chain, and rules that somebody changed.
+#[test]
+fn the_hourly_look_repairs_what_others_changed() {
+    for variant in VARIANTS {
+        runtime().block_on(async {
+            let mut rig = Rig::after(usual(variant), &[]).await;
+            rig.put_plain(0, 2);
+            rig.sync().await.unwrap();
+            let text = rig.tables().to_string();
+            let lines: Vec<&str> = text.lines().collect();
+            let mut broken: Vec<&str> = lines.iter().copied().filter(|line| !line.contains("-j MASQUERADE")).collect();
+            broken.retain(|line| !line.contains("ns/svc0:http cluster IP"));
+            assert!(broken.len() < lines.len() - 1);
+            rig.kernel.load(Tables::parse(IpFamily::V4, &broken.join("\n")).unwrap());
+            rig.now += Duration::from_secs(3601);
+            rig.failed = true;
+            rig.sync().await.unwrap();
+            assert_same(&rig.tables(), &fresh(&rig).await);
+        });
+    }
+}
+
+#[test]
+fn a_jump_that_is_gone_is_noticed_within_three_looks() {
+    for variant in VARIANTS {
+        for jump in JUMPS {
+            runtime().block_on(async {
+                let mut rig = Rig::after(usual(variant), &[]).await;
+                let rule = format!("-A {} {}\n", jump.from, jump.rule());
+                let table = rig.tables().table_text(jump.table);
+                assert!(table.contains(&rule), "{rule}");
+                let text = rig.tables().to_string().replace(&table, &table.replacen(&rule, "", 1));
+                rig.kernel.load(Tables::parse(IpFamily::V4, &text).unwrap());
+                for _ in 0..3 {
+                    rig.look().await;
+                }
+                rig.sync().await.unwrap();
+                // At the head of its chain now: those that are there are not moved.
+                assert!(rig.tables().table_text(jump.table).contains(&rule), "{rule}");
+            });
+        }
+    }
+}
+
+/// A cluster of about a thousand endpoints is not written anew with each of them.
+#[test]
+fn about_a_thousand_endpoints() {
+    runtime().block_on(async {
+        let mut rig = Rig::after(usual(Variant::Nft), &[]).await;
+        let size = |rig: &mut Rig, last: u16| {
+            (0..4).for_each(|i| rig.put_plain(i, 250));
+            rig.put_plain(4, last);
+        };
+        size(&mut rig, 0);
+        rig.sync().await.unwrap();
+        let mut written = Vec::new();
+        for last in [1, 0, 1, 0, 1] {
+            size(&mut rig, last);
+            written.push(rig.sync().await.unwrap().written);
+        }
+        assert_eq!(written, [5, 1, 1, 1, 1]);
+        rig.put_plain(0, 1);
+        assert_eq!(rig.sync().await.unwrap().written, 5, "comments again");
+        assert_same(&rig.tables(), &fresh(&rig).await);
+    });
+}
