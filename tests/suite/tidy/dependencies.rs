@@ -143,7 +143,7 @@ fn fuzzed_with_others(files: &[File]) -> Vec<String> {
     let needed = keys(manifest(files), "[dependencies]");
     let missing = needed.iter().filter(|(_, name)| !theirs.iter().any(|(known, _)| known == name));
     let missing = missing.map(|(_, name)| format!("tests/fuzz/Cargo.lock: {name} is missing"));
-    let cure = "(cp Cargo.lock tests/fuzz/; cargo metadata --manifest-path tests/fuzz/Cargo.toml >/dev/null)";
+    let cure = "(cp Cargo.lock tests/fuzz/ && cargo update --workspace --manifest-path tests/fuzz/Cargo.toml)";
     others.chain(missing).map(|complaint| format!("{complaint} {cure}")).collect()
 }
 
