@@ -23,6 +23,9 @@ FERRULE_SHARED ?= ../shared
 # Further arguments, as in `make demo ARGS=--help` or `make test ARGS=affinity`.
 ARGS ?=
 
+# How long each fuzz target runs.
+FUZZ_SECONDS ?= 60
+
 IMAGE ?= ferrule:dev
 # Arguments for the image build, such as `--build-arg BASE=localhost/base`.
 IMAGE_ARGS ?=
@@ -143,6 +146,27 @@ bench: ## time plan, compile and diff with criterion
 	needs $(COMPILER)
 	cargo bench --locked --bench '*' -- $(ARGS)
 	echo 'make bench: done; criterion keeps its figures under criterion/ in the target directory'
+
+.PHONY: fuzz
+fuzz: ## search for inputs that break parsers or the slice merge (compiles cargo-fuzz: minutes); ARGS names targets
+	@$(needs)
+	needs $(COMPILER) c++=g++
+	cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
+	# There is no unsafe code for a sanitizer to watch, and without one a stable compiler will do.
+	kept="$${CARGO_TARGET_DIR:-target}/fuzz" targets='$(ARGS)' broken=()
+	build=(--fuzz-dir tests/fuzz --target-dir "$$kept" --sanitizer none)
+	cargo fuzz build "$${build[@]}"
+	for target in $${targets:-$$(cargo fuzz list --fuzz-dir tests/fuzz)}; do
+	  printf '\n=== %s\n' "$$target"
+	  mkdir -p "$$kept/corpus/$$target"
+	  nice cargo fuzz run "$${build[@]}" "$$target" "$$kept/corpus/$$target" "tests/regress/$$target" -- \
+	    -max_total_time=$(FUZZ_SECONDS) -timeout=10 -verbosity=0 -print_final_stats=1 || broken+=("$$target")
+	done
+	if [[ $${#broken[@]} -gt 0 ]]; then
+	  echo "make $@: found something in $${broken[*]}: give the input under tests/fuzz/artifacts/ a name in tests/regress/, then mend" >&2
+	  exit 1
+	fi
+	echo 'make $@: nothing found'
 
 .PHONY: image
 image: ## build the container image with docker, podman or buildah

@@ -18,7 +18,7 @@ mod validate;
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -244,8 +244,18 @@ pub enum ConfigError {
 /// Reads the file if one is given, checks everything and resolves it. Reads nothing but that file
 /// and the system's host name.
 pub fn load(flags: &Flags) -> Loaded {
+    load_with(flags, file::read)
+}
+
+/// The same, with `bytes` in place of what stands in the file.
+#[cfg(feature = "fixtures")]
+pub fn load_text(flags: &Flags, bytes: &[u8]) -> Loaded {
+    load_with(flags, |_| file::from_bytes(bytes))
+}
+
+fn load_with(flags: &Flags, read: impl FnOnce(&Path) -> Result<file::Read, String>) -> Loaded {
     let (mut warnings, mut infos) = (Vec::new(), Vec::new());
-    let config = resolve::resolve(flags, &mut warnings, &mut infos);
+    let config = resolve::resolve(flags, read, &mut warnings, &mut infos);
     Loaded { config, warnings, infos }
 }
 

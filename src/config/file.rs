@@ -24,8 +24,12 @@ pub(crate) struct Read {
 
 /// Reads and decodes a file. Errors are worded as kube-proxy's.
 pub(crate) fn read(path: &Path) -> Result<Read, String> {
-    let text = std::fs::read(path).map_err(|error| io_error(path, &error))?;
-    decode(&String::from_utf8_lossy(&text)).map_err(|error| format!("failed to decode: {error}"))
+    from_bytes(&std::fs::read(path).map_err(|error| io_error(path, &error))?)
+}
+
+/// Decodes what stands in a file.
+pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Read, String> {
+    decode(&String::from_utf8_lossy(bytes)).map_err(|error| format!("failed to decode: {error}"))
 }
 
 /// Decodes a document: YAML or JSON, of several YAML documents the first.

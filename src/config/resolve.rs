@@ -1,25 +1,28 @@
 //! Putting it together: file or flags, overrides, defaults, checks, and the values to work with.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::file::Read;
 use super::flags::{Flags, Version};
 use super::go::{append_port, split_host_port};
 use super::schema::{self, KubeProxyConfiguration};
 use super::{
     Action, Api, Config, ConfigError, Conntrack, FeatureGates, Ipvs, KUBERNETES_VERSION, LogFormat, Logging, ProxyMode,
-    Servers, file, validate,
+    Servers, validate,
 };
 use crate::net::{parse_cidr, parse_ip};
 use crate::plan::build::{DetectLocal, NodePortSetting, Settings};
 
-/// The steps of kube-proxy in its order, which decides about the one error that is reported.
+/// The steps of kube-proxy in its order, which decides about the one error that is reported. `read`
+/// reads the file if there is one.
 pub(crate) fn resolve(
     flags: &Flags,
+    read: impl FnOnce(&Path) -> Result<Read, String>,
     warnings: &mut Vec<String>,
     infos: &mut Vec<String>,
 ) -> Result<Config, ConfigError> {
-    let written = complete(flags, infos)?;
+    let written = complete(flags, read, infos)?;
     let gates = FeatureGates::set(&written.feature_gates, warnings, infos).map_err(ConfigError::Complete)?;
     validate::logging(&written.logging, &gates).map_err(ConfigError::Logging)?;
     validate::configuration(&written).map_err(ConfigError::Validate)?;
@@ -27,10 +30,14 @@ pub(crate) fn resolve(
 }
 
 /// Everything that can be filled in before checks.
-fn complete(flags: &Flags, infos: &mut Vec<String>) -> Result<KubeProxyConfiguration, ConfigError> {
+fn complete(
+    flags: &Flags,
+    read: impl FnOnce(&Path) -> Result<Read, String>,
+    infos: &mut Vec<String>,
+) -> Result<KubeProxyConfiguration, ConfigError> {
     let mut written = match flags.config_file() {
         Some(path) => {
-            let read = file::read(path).map_err(ConfigError::Complete)?;
+            let read = read(path).map_err(ConfigError::Complete)?;
             if let Some(complaint) = read.complaint {
                 infos.push(format!("Using lenient decoding as strict decoding failed: {complaint}"));
             }

@@ -22,6 +22,7 @@ mod recorded_answers;
 mod recorded_calls;
 mod recorded_rules;
 mod recordings;
+mod regress;
 mod rendered;
 mod sizes;
 mod tidy;
