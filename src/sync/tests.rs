@@ -81,7 +81,7 @@ impl Rig {
         let pace = Pace { min: Duration::from_secs(1), retry: Duration::from_secs(30), max: Duration::from_secs(3600) };
         let backend = Recorder { script: script.clone(), start: Instant::now() };
         let pipelines = vec![Pipeline::new(IpFamily::V4, settings, pace, backend)];
-        tokio::spawn(drive(pipelines, pace, receiver, ClusterState::is_synced, (), std::future::pending()));
+        tokio::spawn(drive(pipelines, pace, Vec::new(), receiver, ClusterState::is_synced, (), std::future::pending()));
         Rig { script, events }
     }
 

@@ -24,6 +24,7 @@ mod saved;
 mod source;
 
 mod addresses;
+mod cleanup;
 mod comparator;
 mod configurations;
 mod faults;

@@ -52,6 +52,7 @@ macro_rules! matrix {
 
 mod acceptance;
 mod balancing;
+mod cleanup;
 mod crash;
 mod doors;
 mod faults;
