@@ -93,7 +93,7 @@ mod tests {
             json!({
                 "apiVersion": "events.k8s.io/v1",
                 "kind": "Event",
-                "metadata": {"name": "node-000.1879d2ee5c5fcd15", "namespace": "default"},
+                "metadata": {"name": "node-000.1879cf6deccc4d15", "namespace": "default"},
                 "eventTime": "2025-11-20T20:00:00.123456Z",
                 "reportingController": "kube-proxy",
                 "reportingInstance": "kube-proxy-host-a",
@@ -114,7 +114,7 @@ mod tests {
             json!({
                 "apiVersion": "events.k8s.io/v1",
                 "kind": "Event",
-                "metadata": {"name": "etplocal-lb.1879d2ee5c5fcd15", "namespace": "g"},
+                "metadata": {"name": "etplocal-lb.1879cf6deccc4d15", "namespace": "g"},
                 "eventTime": "2025-11-20T20:00:00.123456Z",
                 "reportingController": "kube-proxy",
                 "reportingInstance": "kube-proxy-host-a",

@@ -27,6 +27,7 @@ mod addresses;
 mod cleanup;
 mod comparator;
 mod configurations;
+mod events;
 mod faults;
 mod restores;
 mod samples;

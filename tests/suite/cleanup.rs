@@ -98,7 +98,7 @@ fn tables(text: &str) -> Tables {
     let kernel = FakeKernel::new(Variant::Legacy);
     kernel.load(tables.clone());
     let command = Command::new("iptables-restore", &["--noflush"]).with_stdin(text.as_bytes().to_vec());
-    let output = futures::executor::block_on(kernel.run(command, &mut |_| {})).unwrap();
+    let output = futures::FutureExt::now_or_never(kernel.run(command, &mut |_| {})).unwrap().unwrap();
     assert!(output.success(), "{output:?}");
     tables = kernel.tables(IpFamily::V4);
     tables

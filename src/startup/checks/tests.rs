@@ -99,7 +99,8 @@ fn networks_of_the_wrong_family() {
     check_misfit("", V4, "fd00::/64", true, Some((pods, false)));
     check_misfit(node_cidr, V4, "fd00::/64 10.0.0.0/24", false, None);
     let pods = "cluster is IPv6-only but node.spec.podCIDRs contains only IPv4 addresses";
-    check_misfit(node_cidr, V6, "10.0.0.0/24", false, Some((pods, true)));
+    let metrics = format!("{node_cidr} --metrics-bind-address=[::1]:10249");
+    check_misfit(&metrics, V6, "10.0.0.0/24", false, Some((pods, true)));
 }
 
 #[test]
@@ -122,4 +123,25 @@ fn addresses_of_the_wrong_family() {
     let found = misfit(&ipvs, &node(V4, ""), false);
     assert_eq!(found, Some(Misfit { reason: excluded.to_owned(), fatal: false }));
     assert_eq!(misfit(&ipvs, &node(V4, ""), true), None);
+}
+
+#[track_caller]
+fn check_start(args: &str, addresses: &str, families: &[IpFamily], expected: Result<(), &str>) {
+    let result = crate::startup::check(&config(args), &node(addresses, ""), families);
+    assert_eq!(result.map_err(|error| error.to_string()), expected.map_err(str::to_owned), "{args}, {addresses}");
+}
+
+#[test]
+fn families_of_the_host() {
+    let (v4, v6) = ([IpFamily::V4], [IpFamily::V6]);
+    check_start("", V4, &v4, Ok(()));
+    check_start("", V6, &IpFamily::BOTH, Ok(()));
+    check_start("", "", &v4, Ok(()));
+    check_start("", V4, &v6, Err("no support for primary IP family \"IPv4\""));
+    check_start("", V6, &v4, Err("no support for primary IP family \"IPv6\""));
+    check_start("--bind-address=2001:db8::7", V4, &v4, Err("no support for primary IP family \"IPv6\""));
+    let wrong =
+        "kube-proxy configuration is incorrect: cluster is IPv4-only but clusterCIDRs contains only IPv6 addresses";
+    check_start("--cluster-cidr=fd00::/48", V4, &v4, Err(wrong));
+    check_start("--cluster-cidr=fd00::/48", V4, &IpFamily::BOTH, Ok(()));
 }
