@@ -103,8 +103,10 @@ impl<R: Run + Clone> Cleaner<R> {
     /// Removes the artefacts of nftables mode.
     pub async fn nftables(&self) -> Complaints {
         let mut complaints = Vec::new();
-        for family in IpFamily::BOTH {
-            complaints.extend(nftables::remove(&self.run, family).await.err());
+        if nftables::is_available(&self.run).await {
+            for family in IpFamily::BOTH {
+                complaints.extend(nftables::remove(&self.run, family).await.err());
+            }
         }
         complaints
     }

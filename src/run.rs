@@ -42,15 +42,10 @@ struct Started {
     sysctls: Sysctls,
     early: Early,
     events: mpsc::Receiver<Event>,
-    source: Source,
-}
-
-/// A source that runs.
-struct Source {
-    /// Lets it go on to what is only of use to the loop.
-    begin: oneshot::Sender<()>,
-    /// The API server, if it is one.
+    /// The API server, if objects come from one.
     connection: Option<Arc<Connection>>,
+    /// Lets the source go on to what is only of use to the loop.
+    begin: oneshot::Sender<()>,
 }
 
 /// Does what the configuration asks for. The proxy runs until it is told to stop (SIGTERM or SIGINT);
@@ -78,7 +73,7 @@ async fn run_iptables(config: Config) -> anyhow::Result<()> {
             return Ok(());
         }
     };
-    let Started { _instance, tools, sysctls, early, events, source } = started;
+    let Started { _instance, tools, sysctls, early, events, connection, begin } = started;
     if config.action == Action::InitOnly {
         for (family, _) in tools {
             tracing::info!(ipFamily = %family, "System initialized and --init-only specified");
@@ -90,15 +85,17 @@ async fn run_iptables(config: Config) -> anyhow::Result<()> {
     let pipelines = tools
         .into_iter()
         .map(|(family, tools)| {
-            tracing::info!(%family, tools = ?tools.features.variant, "iptables mode");
+            let (variant, mark) = (tools.features.variant, format!("{:#010x}", config.masquerade_mark));
+            let (min, period) = (pace.min, pace.retry);
+            tracing::info!(%family, tools = ?variant, mark, minSyncPeriod = ?min, syncPeriod = ?period, "iptables mode");
             let backend = Iptables::new(tools, iptables.clone(), Counters::ensure);
             Pipeline::new(family, settings.clone(), pace, backend)
         })
         .collect();
     sysctls.set_oom_score(config.oom_score_adj).await;
-    let recorder = start_events(&config, source.connection);
+    let recorder = start_events(&config, connection);
     recorder.record(Happening::Starting);
-    let _ = source.begin.send(());
+    let _ = begin.send(());
     let observers: Vec<Box<dyn Observer>> = vec![Box::new(NodeLog::new(early.node))];
     drive(pipelines, pace, early.events, events, ClusterState::is_synced, observers, stop).await;
     tracing::info!("stopped; rules stay in the kernel");
@@ -107,14 +104,17 @@ async fn run_iptables(config: Config) -> anyhow::Result<()> {
 
 /// All that comes before the first rule, in kube-proxy's order where an operator can tell.
 async fn start(config: &Config) -> anyhow::Result<Started> {
+    tracing::info!(version = config.version, ferrule = env!("CARGO_PKG_VERSION"), "Version info");
     let sysctls = Sysctls::of_the_kernel();
+    let connection = connect(config).await?;
     let _instance = Instance::acquire().await.context("cannot see to it that only one ferrule runs here")?;
     cleanup::other_modes(config.mode).await;
     let tools = iptables_tools(&sysctls).await?;
 
     let (sender, mut events) = mpsc::channel(EVENT_BACKLOG);
     tokio::spawn(source::addresses::run(sender.clone()));
-    let source = start_source(config, sender).await?;
+    let (begin, begun) = oneshot::channel();
+    start_source(config, connection.clone(), sender, async move { _ = begun.await });
     let settings = &config.planning;
     let needs = node::Needs {
         // Manifest files are not filled in by somebody else.
@@ -126,9 +126,13 @@ async fn start(config: &Config) -> anyhow::Result<Started> {
     let families: Vec<IpFamily> = tools.iter().map(|(family, _)| *family).collect();
     startup::check(config, early.node.as_deref().unwrap_or(&Node::default()), &families)?;
     if settings.routes_localnet() && families.contains(&IpFamily::V4) {
+        tracing::info!(
+            "node ports answer on localhost, which takes route_localnet=1; with iptables.localhostNodePorts: false, or \
+             nodePortAddresses without loopback addresses, they do not"
+        );
         sysctls.allow_localhost_node_ports()?;
     }
-    Ok(Started { _instance, tools, sysctls, early, events, source })
+    Ok(Started { _instance, tools, sysctls, early, events, connection, begin })
 }
 
 /// The tools of each family the node has. (kube-proxy: dual-stack whenever both work.)
@@ -154,18 +158,27 @@ async fn iptables_tools(sysctls: &Sysctls) -> anyhow::Result<Vec<(IpFamily, Tool
     Ok(found)
 }
 
-async fn start_source(config: &Config, events: source::Events) -> anyhow::Result<Source> {
+/// The API server, if objects come from one.
+async fn connect(config: &Config) -> anyhow::Result<Option<Arc<Connection>>> {
+    if !config.manifests.is_empty() {
+        return Ok(None);
+    }
+    let Api { kubeconfig, master, .. } = config.api.clone();
+    Ok(Some(Arc::new(Connection::new(&source::api::Settings { kubeconfig, master }).await?)))
+}
+
+/// Starts what sends events. An API server is asked for Services and EndpointSlices when `begun` ends.
+fn start_source(
+    config: &Config,
+    connection: Option<Arc<Connection>>,
+    events: source::Events,
+    begun: impl Future<Output = ()> + Send + 'static,
+) {
     let node: Arc<str> = config.planning.node_name.clone();
-    let (begin, begun) = oneshot::channel();
-    if config.manifests.is_empty() {
-        let Api { kubeconfig, master, .. } = config.api.clone();
-        let connection = Connection::new(&source::api::Settings { kubeconfig, master }).await?;
-        let connection = Arc::new(connection);
+    if let Some(connection) = connection {
         tracing::info!(server = connection.server(), %node, "watching the API server");
-        let watched = connection.clone();
-        let begun = async move { _ = begun.await };
-        tokio::spawn(async move { source::api::run(&watched, &node, events, begun).await });
-        return Ok(Source { begin, connection: Some(connection) });
+        tokio::spawn(async move { source::api::run(&connection, &node, events, begun).await });
+        return;
     }
     let paths = config.manifests.clone();
     tracing::info!(?paths, %node, "following manifests");
@@ -174,7 +187,6 @@ async fn start_source(config: &Config, events: source::Events) -> anyhow::Result
             tracing::error!(%error, "manifests are no longer followed");
         }
     });
-    Ok(Source { begin, connection: None })
 }
 
 /// Where to record what is worth an Event. Without an API server nobody is told.

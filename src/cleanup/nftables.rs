@@ -4,19 +4,25 @@ use super::ask;
 use crate::command::{Command, Run};
 use crate::net::IpFamily;
 
-/// Deletes the table of a family. Without `nft`, with one that is too old for nftables mode, or in
-/// a kernel that has no such tables, there is nothing to delete. (kube-proxy: `knftables.New` fails
-/// then, and cleanup is skipped.)
+/// Whether `nft` is there and recent enough for nftables mode; otherwise there never was a table.
+pub(super) async fn is_available<R: Run>(run: &R) -> bool {
+    match ask(run, Command::new("nft", &["--version"])).await {
+        Ok(Some((output, version))) => output.success() && is_recent(&version),
+        Ok(None) => false,
+        Err(error) => {
+            tracing::warn!(%error, "tables of nftables mode are not looked for");
+            false
+        }
+    }
+}
+
+/// Deletes the table of a family. In a kernel that has no such tables, there is nothing to delete.
+/// (kube-proxy: `knftables.New` fails then, and cleanup is skipped.)
 pub(super) async fn remove<R: Run>(run: &R, family: IpFamily) -> Result<(), String> {
     let table = match family {
         IpFamily::V4 => "ip kube-proxy",
         IpFamily::V6 => "ip6 kube-proxy",
     };
-    let Some((output, version)) = ask(run, Command::new("nft", &["--version"])).await? else { return Ok(()) };
-    if !output.success() || !is_recent(&version) {
-        tracing::debug!(version = version.trim(), "nft is too old for nftables mode; no table is looked for");
-        return Ok(());
-    }
     let feed = |args: &[&str], text: String| Command::new("nft", args).with_stdin(text.into_bytes());
     let try_out = feed(&["--check", "-f", "-"], format!("add table {table}\n"));
     if !ask(run, try_out).await?.is_some_and(|(output, _)| output.success()) {
