@@ -65,7 +65,7 @@ pub async fn wait(events: &mut mpsc::Receiver<Event>, name: &Arc<str>, needs: Ne
         }
         Some(_) => tracing::error!(node = %name, "the Node object has no InternalIP or ExternalIP; going on without"),
         None => {
-            tracing::error!(node = %name, "there is no such Node object; going on without: is --hostname-override right?")
+            tracing::error!(node = %name, "there is no such Node object; going on without: is --hostname-override right?");
         }
     }
     let Some(patience) = needs.pod_cidrs else { return Ok(early) };
