@@ -13,6 +13,7 @@ mod backoff;
 mod connection;
 mod decode;
 mod exchange;
+mod limit;
 mod outage;
 mod proxy;
 mod request;
@@ -20,6 +21,7 @@ mod target;
 mod watch;
 
 pub use connection::{Connection, ConnectionError, Settings};
+pub use limit::Rate;
 
 use self::request::Resource;
 use self::watch::Watch;

@@ -3,6 +3,8 @@
 mod command_line;
 mod files;
 mod recorded;
+mod recorded_runs;
+mod watched;
 
 use std::path::Path;
 
