@@ -361,7 +361,7 @@ mod tests {
             text + &format!("b{next}: &a{next} [{}]\n", vec![format!("*a{level}"); 9].join(","))
         });
         check(&bomb, Err("yaml: document contains excessive aliasing"));
-        check(&"[".repeat(100_000), Err("yaml: exceeded max depth of 500"));
+        assert!(read(&"[".repeat(100_000)).is_err() && read(&"- ".repeat(100_000)).is_err());
     }
 
     #[test]

@@ -150,10 +150,9 @@ impl Visit for Record {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let text = format!("{value:?}");
         // A list or map is printed as such.
-        let is_json = field.name() != "message"
-            && text.starts_with(['[', '{'])
-            && serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok();
-        self.push(field, if is_json { Value::Bare(text) } else { Value::Text(text) });
+        let may_be_json = field.name() != "message" && text.starts_with(['[', '{']);
+        let json = may_be_json.then(|| serde_json::from_str::<serde_json::Value>(&text).ok()).flatten();
+        self.push(field, json.map_or(Value::Text(text), |json| Value::Bare(json.to_string())));
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
@@ -251,7 +250,7 @@ mod tests {
         });
         let expected = [
             r#"E "command failed" err="a \"bad\" thing" code=5"#,
-            r#"I "Said \"so\"" name="x" on=true list=["a", "b"] took="1.5s""#,
+            r#"I "Said \"so\"" name="x" on=true list=["a","b"] took="1.5s""#,
             r#"W "Long" err=<"#,
             "\tone",
             "\ttwo",

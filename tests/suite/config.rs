@@ -2,6 +2,7 @@
 
 mod command_line;
 mod files;
+mod program;
 mod recorded;
 mod recorded_runs;
 mod watched;
