@@ -29,7 +29,7 @@ IMAGE_ARGS ?=
 
 # Programs (or files) and the packages they come from.
 COMPILER := cc=gcc /usr/include/stdlib.h=libc6-dev
-KERNEL_TOOLS := ip=iproute2 iptables-legacy=iptables iptables-nft=iptables modprobe=kmod
+KERNEL_TOOLS := ip=iproute2 iptables-legacy=iptables iptables-nft=iptables modprobe=kmod nft=nftables
 
 # needs program=package...: installs what is missing.
 define needs

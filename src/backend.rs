@@ -84,3 +84,13 @@ pub enum ApplyError {
     #[error(transparent)]
     Command(#[from] crate::command::CommandError),
 }
+
+// === impl ApplyError ===
+
+impl ApplyError {
+    /// Whether the program is not there at all.
+    pub fn is_not_installed(&self) -> bool {
+        use crate::command::CommandError::Start;
+        matches!(self, ApplyError::Command(Start { source, .. }) if source.kind() == std::io::ErrorKind::NotFound)
+    }
+}

@@ -50,6 +50,8 @@ pub struct Config {
     /// What decides about rules; also this node's name (`--hostname-override`, `hostnameOverride`,
     /// else the system's host name; trimmed, in lower case).
     pub planning: Settings,
+    /// `--cluster-cidr`, `clusterCIDR`, whether or not it decides what a pod's traffic is.
+    pub cluster_cidrs: Vec<IpNet>,
     /// Packet mark that asks for masquerading, one bit: `--iptables-masquerade-bit`,
     /// `iptables.masqueradeBit` or `nftables.masqueradeBit`.
     pub masquerade_mark: u32,

@@ -33,6 +33,9 @@ pub mod instance;
 pub mod sysctl;
 pub mod telemetry;
 
+pub mod cleanup;
+pub mod startup;
+
 pub mod run;
 
 pub mod cli;

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use ipnet::IpNet;
+
 use super::document::locate::Place;
 use super::flags::{Flags, Version};
 use super::go::{append_port, split_host_port};
@@ -103,6 +105,7 @@ fn config(flags: &Flags, written: KubeProxyConfiguration, gates: FeatureGates) -
         mode,
         planning: settings(&written, node_name(&written, &action)?, &gates)?,
         action,
+        cluster_cidrs: cluster_cidrs(&written),
         masquerade_mark: mark.ok_or_else(|| unchecked("masqueradeBit", &written.masquerade_bit().to_string()))?,
         sync_period: sync_period.to_std(),
         min_sync_period: min_sync_period.to_std(),
@@ -180,7 +183,7 @@ fn settings(
         "NodeCIDR" => DetectLocal::NodeCidr,
         "BridgeInterface" => DetectLocal::BridgeInterface(written.detect_local.bridge_interface.clone()),
         "InterfaceNamePrefix" => DetectLocal::InterfaceNamePrefix(written.detect_local.interface_name_prefix.clone()),
-        _ => DetectLocal::ClusterCidr(written.cluster_cidrs.0.iter().filter_map(|cidr| parse_cidr(cidr)).collect()),
+        _ => DetectLocal::ClusterCidr(cluster_cidrs(written)),
     };
     Ok(Settings {
         node_name: node_name.into(),
@@ -191,6 +194,10 @@ fn settings(
         detect_local,
         external_ips: gates.enabled("AllowServiceExternalIPs"),
     })
+}
+
+fn cluster_cidrs(written: &KubeProxyConfiguration) -> Vec<IpNet> {
+    written.cluster_cidrs.0.iter().filter_map(|cidr| parse_cidr(cidr)).collect()
 }
 
 fn api(flags: &Flags, written: &KubeProxyConfiguration) -> Api {

@@ -55,6 +55,7 @@ macro_rules! matrix {
 
 mod acceptance;
 mod balancing;
+mod cleanup;
 mod comparison_check;
 mod crash;
 mod doors;

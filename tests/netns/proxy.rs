@@ -84,7 +84,8 @@ impl Detector {
 // === impl Config ===
 
 impl Config {
-    fn file(&self) -> Value {
+    /// The configuration file.
+    pub fn file(&self) -> Value {
         let mut file = json!({
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
             "kind": "KubeProxyConfiguration",
@@ -217,7 +218,7 @@ impl Drop for Proxy<'_> {
 }
 
 /// The binary under test: the one built with these tests, or `FERRULE_NETNS_BINARY`.
-fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     std::env::var_os("FERRULE_NETNS_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_ferrule").into(), PathBuf::from)
 }
 

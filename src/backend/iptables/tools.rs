@@ -1,5 +1,7 @@
 //! The iptables programs of one family: running them, and what their answers mean.
 
+use std::time::Duration;
+
 use super::names;
 use super::ruleset::Table;
 use super::snapshot::Snapshot;
@@ -11,6 +13,11 @@ use crate::net::IpFamily;
 /// Exit code of the iptables programs when it is not the input that is wrong. (iptables:
 /// `RESOURCE_PROBLEM`.)
 const RESOURCE_PROBLEM: i32 = 4;
+
+/// How often a family is looked for.
+const PROBES: usize = 3;
+/// The pause in between.
+const PROBE_PAUSE: Duration = Duration::from_millis(500);
 
 /// The programs of one family.
 #[derive(Clone, Debug)]
@@ -96,6 +103,25 @@ impl<R: Run> Tools<R> {
         }
     }
 
+    /// The same, but a failure that may pass is looked at again: a family that is there must not be
+    /// given up because of a bad moment.
+    pub async fn probe_patiently(run: R, family: IpFamily) -> Result<Tools<R>, ApplyError>
+    where
+        R: Clone,
+    {
+        let mut tries = 1;
+        loop {
+            match Tools::probe(run.clone(), family).await {
+                Err(error) if tries < PROBES && !error.is_not_installed() => {
+                    tracing::debug!(%family, %error, "trying again");
+                    tries += 1;
+                    tokio::time::sleep(PROBE_PAUSE).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
     /// Writes. The kernel takes each table as a whole or not at all, one after the other.
     pub async fn restore(&self, input: &str) -> Result<(), RestoreError> {
         let args: &[&str] = match self.features.restore_waits {
@@ -125,14 +151,19 @@ impl<R: Run> Tools<R> {
         let mut snapshot = Snapshot::new(true);
         for table in [Table::Nat, Table::Filter] {
             snapshot.begin(table);
-            let program = self.program("-save");
-            let command = Command::new(program, &["-t", table.as_str()]);
-            let output = self.run.run(command, &mut |line| snapshot.line(line)).await?;
-            if !output.success() {
-                return Err(self.failed(&format!("{program} -t {table}"), &output));
-            }
+            self.save(table, &mut |line| snapshot.line(line)).await?;
         }
         Ok(snapshot)
+    }
+
+    /// Reads a table, in the form in which `restore` takes it.
+    pub async fn save(&self, table: Table, line: &mut (dyn FnMut(&str) + Send)) -> Result<(), ApplyError> {
+        let program = self.program("-save");
+        let output = self.run.run(Command::new(program, &["-t", table.as_str()]), line).await?;
+        match output.success() {
+            true => Ok(()),
+            false => Err(self.failed(&format!("{program} -t {table}"), &output)),
+        }
     }
 
     /// Reads the shared chains.

@@ -36,7 +36,7 @@ impl Source {
     async fn start(settings: &Settings) -> Source {
         let connection = Connection::new(settings).await.expect("usable settings");
         let (sender, events) = mpsc::channel(1024);
-        let task = tokio::spawn(async move { api::run(&connection, NODE, sender).await });
+        let task = tokio::spawn(async move { api::run(&connection, NODE, sender, std::future::ready(())).await });
         Source { events, state: ClusterState::new(), task }
     }
 

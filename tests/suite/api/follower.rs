@@ -132,7 +132,7 @@ impl Follower {
     pub(super) fn with_capacity(core: &Arc<Core>, capacity: usize) -> Follower {
         let (sender, events) = mpsc::channel(capacity);
         let connection = Connection::over(client(core.clone()), "http://fake");
-        let task = tokio::spawn(async move { api::run(&connection, NODE, sender).await });
+        let task = tokio::spawn(async move { api::run(&connection, NODE, sender, std::future::ready(())).await });
         Follower { core: core.clone(), state: ClusterState::new(), events, task }
     }
 
