@@ -1,5 +1,6 @@
 //! The composition root: builds every part from the configuration, joins them, and runs.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use crate::backend::iptables::netlink::Counters;
 use crate::backend::iptables::tools::Tools;
 use crate::cluster::{ClusterState, Event};
 use crate::command::System;
-use crate::config::{Action, Api, Config, ProxyMode};
+use crate::config::{self, Action, Api, Config, FileWatch, ProxyMode};
 use crate::events::sink::Reporter;
 use crate::events::{Happening, Recorder};
 use crate::health::{Health, NodePorts};
@@ -19,7 +20,7 @@ use crate::instance::Instance;
 use crate::model::Node;
 use crate::net::IpFamily;
 use crate::plan::build::DetectLocal;
-use crate::source::api::Connection;
+use crate::source::api::{Connection, Rate};
 use crate::startup::node::{self, Early, NodeLog};
 use crate::sync::Pipeline;
 use crate::sync::drive::drive;
@@ -52,20 +53,29 @@ struct Started {
 /// Does what the configuration asks for. The proxy runs until it is told to stop (SIGTERM or SIGINT);
 /// its rules stay when it ends.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    match (&config.action, config.mode) {
-        (Action::Cleanup, _) => cleanup::everything().await,
-        (Action::WriteConfig(_), _) => bail!("--write-config-to is not built yet; nothing was done"),
-        (Action::Run | Action::InitOnly, ProxyMode::Iptables) => run_iptables(config).await,
-        (Action::Run | Action::InitOnly, mode) => {
-            bail!("mode {mode} is not built yet: this ferrule has iptables mode only; set mode: iptables")
-        }
+    match &config.action {
+        Action::WriteConfig(path) => return write_config(&config, path),
+        Action::Cleanup => return cleanup::everything().await,
+        Action::Run | Action::InitOnly => {}
     }
+    let (changed, mut change) = oneshot::channel();
+    let stop = stop(config.config_file.as_deref().map(FileWatch::new).transpose()?, changed);
+    match config.mode {
+        ProxyMode::Iptables => run_iptables(config, stop).await?,
+        mode => bail!("mode {mode} is not built yet: this ferrule has iptables mode only; set mode: iptables"),
+    }
+    change.try_recv().map_or(Ok(()), Err)
 }
 
-async fn run_iptables(config: Config) -> anyhow::Result<()> {
+fn write_config(config: &Config, path: &Path) -> anyhow::Result<()> {
+    config::write(config, path).map_err(anyhow::Error::msg)?;
+    tracing::info!(file = %path.display(), "Wrote configuration");
+    Ok(())
+}
+
+async fn run_iptables(config: Config, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
     let settings = Arc::new(config.planning.clone());
     let pace = Pace { min: config.min_sync_period, retry: config.sync_period, max: FULL_SYNC_PERIOD };
-    let stop = stop_signal();
     let (recorder, happenings) = Recorder::new(HAPPENING_BACKLOG);
     let health = Health::new(2 * config.sync_period);
     // Before the API server is reached: a proxy that waits for it is alive.
@@ -118,9 +128,10 @@ async fn run_iptables(config: Config) -> anyhow::Result<()> {
 
 /// All that comes before the first rule, in kube-proxy's order where an operator can tell.
 async fn start(config: &Config) -> anyhow::Result<Started> {
+    // First of all, because it fails if the configuration is wrong.
+    let connection = connect(config).await?;
     tracing::info!(version = config.version, ferrule = env!("CARGO_PKG_VERSION"), "Version info");
     let sysctls = Sysctls::of_the_kernel();
-    let connection = connect(config).await?;
     let _instance = Instance::acquire().await.context("cannot see to it that only one ferrule runs here")?;
     cleanup::other_modes(config.mode).await;
     let tools = iptables_tools(&sysctls).await?;
@@ -177,8 +188,9 @@ async fn connect(config: &Config) -> anyhow::Result<Option<Arc<Connection>>> {
     if !config.manifests.is_empty() {
         return Ok(None);
     }
-    let Api { kubeconfig, master, .. } = config.api.clone();
-    Ok(Some(Arc::new(Connection::new(&source::api::Settings { kubeconfig, master }).await?)))
+    let Api { kubeconfig, master, qps, burst, .. } = config.api.clone();
+    let rate = qps.map(|per_second| Rate { per_second, burst });
+    Ok(Some(Arc::new(Connection::new(&source::api::Settings { kubeconfig, master, rate }).await?)))
 }
 
 /// Starts what sends events. An API server is asked for Services and EndpointSlices when `begun` ends.
@@ -221,6 +233,23 @@ fn start_events(config: &Config, connection: Option<Arc<Connection>>, happenings
         async move { connection.client().await }
     };
     tokio::spawn(events::sink::run(client, reporter, happenings));
+}
+
+/// Ends when the process shall: on a signal, or when the configuration file has changed, which
+/// `changed` is told.
+async fn stop(watch: Option<FileWatch>, changed: oneshot::Sender<anyhow::Error>) {
+    let change = async {
+        match watch {
+            Some(watch) => watch.updated().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = stop_signal() => {}
+        error = change => {
+            let _ = changed.send(error);
+        }
+    }
 }
 
 async fn stop_signal() {

@@ -16,11 +16,16 @@ use kube::config::ExecAuthCluster;
 use kube::{Client, Config};
 use tokio::sync::Mutex;
 
+use super::limit::{Limit, Rate};
 use super::liveness::Liveness;
 use super::target::Target;
 
 /// Where a pod finds its account.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+/// kube-proxy's words for a burst of zero (`--kube-api-burst`, `clientConnection.burst`).
+const NO_BURST: &str =
+    "burst is required to be greater than 0 when RateLimiter is not set and QPS is set to greater than 0";
 
 /// Where the API server is, as configured. With neither part, the pod's own account is used.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +36,8 @@ pub struct Settings {
     /// `--master`: URL of the server, in place of the kubeconfig's. Alone, it is asked without
     /// credentials.
     pub master: Option<String>,
+    /// How often it may be asked; `None` for no limit. Watches count once, when they begin.
+    pub rate: Option<Rate>,
 }
 
 /// Why the API server cannot be asked.
@@ -60,6 +67,7 @@ pub enum ConnectionError {
 /// A way to an API server, shared by all that ask it something.
 pub struct Connection {
     server: String,
+    limit: Limit,
     target: Option<Arc<Target>>,
     current: Mutex<Current>,
     liveness: Liveness,
@@ -84,18 +92,25 @@ type Files = Vec<(PathBuf, Option<Vec<u8>>)>;
 impl Connection {
     /// Finds the server and reads the credentials; does not connect yet.
     pub async fn new(settings: &Settings) -> Result<Connection, ConnectionError> {
+        if settings.kubeconfig.is_none() && settings.master.is_none() {
+            tracing::info!("Neither kubeconfig file nor master URL was specified, falling back to in-cluster config");
+        }
         let env = |name: &str| std::env::var(name).ok();
         let target = Arc::new(Target::new(settings, &env, Path::new(SERVICE_ACCOUNT))?);
         let server = target.server.to_string().trim_end_matches('/').to_string();
+        if settings.rate.is_some_and(|rate| rate.burst == 0) {
+            return Err(ConnectionError::Unusable(NO_BURST.to_string()));
+        }
         let current = Mutex::new(target.clone().connect().await?);
-        Ok(Connection { server, target: Some(target), current, liveness: Liveness::new() })
+        let (limit, liveness) = (Limit::new(settings.rate), Liveness::new());
+        Ok(Connection { server, limit, target: Some(target), current, liveness })
     }
 
     /// A connection through a client made elsewhere. `server` is its name in the log.
     pub fn over(client: Client, server: &str) -> Connection {
         let current = Current { client, files: Vec::new(), refused: false, complained: false };
-        let liveness = Liveness::new();
-        Connection { server: server.to_string(), target: None, current: Mutex::new(current), liveness }
+        let (limit, liveness) = (Limit::new(None), Liveness::new());
+        Connection { server: server.to_string(), limit, target: None, current: Mutex::new(current), liveness }
     }
 
     /// URL of the server.
@@ -108,9 +123,10 @@ impl Connection {
         &self.liveness
     }
 
-    /// The client for a request. It is made anew if a file it was made of has changed, its
+    /// The client for a request, once the limit allows one. It is made anew if a file it was made of has changed, its
     /// credentials have run out or were refused; if that fails, the one in use is kept.
     pub async fn client(&self) -> Client {
+        self.limit.wait().await;
         let mut current = self.current.lock().await;
         let Some(target) = &self.target else { return current.client.clone() };
         let expired = current.client.valid_until().is_some_and(|end| end <= Timestamp::now());
