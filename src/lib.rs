@@ -33,6 +33,10 @@ pub mod instance;
 pub mod sysctl;
 pub mod telemetry;
 
+pub mod metrics;
+
+pub mod debug_server;
+
 pub mod run;
 
 pub mod cli;

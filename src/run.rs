@@ -7,12 +7,16 @@ use anyhow::{Context, bail};
 use tokio::sync::mpsc;
 
 use crate::backend::iptables::apply::{self, Iptables};
-use crate::backend::iptables::netlink::Counters;
+use crate::backend::iptables::compile::{NFACCT_INVALID_DROPPED, NFACCT_LOCALHOST_ACCEPTED};
+use crate::backend::iptables::netlink::{self, Counters};
 use crate::backend::iptables::tools::Tools;
 use crate::cluster::ClusterState;
 use crate::command::System;
 use crate::config::{Action, Api, Config, ProxyMode};
+use crate::debug_server::DebugServer;
+use crate::events::Recorder;
 use crate::instance::Instance;
+use crate::metrics::{Metrics, Readers};
 use crate::net::IpFamily;
 use crate::plan::build::DetectLocal;
 use crate::sync::Pipeline;
@@ -58,16 +62,34 @@ async fn run_iptables(config: Config) -> anyhow::Result<()> {
 
     let (events, receiver) = mpsc::channel(EVENT_BACKLOG);
     tokio::spawn(source::addresses::run(events.clone()));
-    start_source(&config, events).await?;
+    let metrics = metrics(&config)?;
+    start_source(&config, events, &metrics).await?;
     let waits_for_pod_cidr = settings.detect_local == DetectLocal::NodeCidr;
     let ready = move |state: &ClusterState| {
         let has_pod_cidr = || state.node().is_some_and(|node| !node.pod_cidrs.is_empty());
         state.is_synced() && (!waits_for_pod_cidr || has_pod_cidr())
     };
-    let observers: Vec<Box<dyn Observer>> = Vec::new();
-    drive(pipelines, pace, receiver, ready, observers, stop_signal()).await;
+    let observers: Vec<Box<dyn Observer>> = vec![Box::new(metrics.recorder())];
+    let debug = DebugServer::new(&config, "{}", metrics);
+    let debug = tokio::spawn(async move { debug.run(&config, &Recorder::default()).await });
+    tokio::select! {
+        () = drive(pipelines, pace, receiver, ready, observers, stop_signal()) => {}
+        // It ends only if it must not go on.
+        failed = debug => return failed.context("the metrics server ended abnormally")?,
+    }
     tracing::info!("stopped; rules stay in the kernel");
     Ok(())
+}
+
+/// Metrics of iptables mode, with the kernel's counters.
+fn metrics(config: &Config) -> anyhow::Result<Metrics> {
+    let packets = |name: &'static str| move || netlink::packets(name).ok().flatten();
+    let readers = Readers {
+        invalid_dropped: Box::new(packets(NFACCT_INVALID_DROPPED)),
+        localhost_accepted: Box::new(packets(NFACCT_LOCALHOST_ACCEPTED)),
+        watches: Box::new(Vec::new),
+    };
+    Metrics::new(config, readers).context("cannot set metrics up")
 }
 
 /// The tools of each family the node has. (kube-proxy: dual-stack whenever both work.)
@@ -93,11 +115,13 @@ async fn iptables_tools() -> anyhow::Result<Vec<(IpFamily, Tools<System>)>> {
     Ok(found)
 }
 
-async fn start_source(config: &Config, events: source::Events) -> anyhow::Result<()> {
+async fn start_source(config: &Config, events: source::Events, metrics: &Metrics) -> anyhow::Result<()> {
     let node: Arc<str> = config.planning.node_name.clone();
     if config.manifests.is_empty() {
         let Api { kubeconfig, master, .. } = config.api.clone();
         let connection = source::api::Connection::new(&source::api::Settings { kubeconfig, master }).await?;
+        let metrics = metrics.clone();
+        connection.observe(move |exchange| metrics.count_request(exchange));
         tracing::info!(server = connection.server(), %node, "watching the API server");
         tokio::spawn(async move { source::api::run(&connection, &node, events).await });
         return Ok(());

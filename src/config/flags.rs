@@ -1,6 +1,7 @@
 //! The command line: kube-proxy's flags, ferrule's own, and ferrule's subcommands.
 
 mod groups;
+mod shown;
 mod syntax;
 mod values;
 
@@ -287,6 +288,11 @@ impl std::error::Error for Refused {}
 // === impl Flags ===
 
 impl Flags {
+    /// Every flag with its value as kube-proxy prints it, sorted by name.
+    pub(crate) fn values(&self) -> Vec<(&'static str, String)> {
+        shown::values(self)
+    }
+
     /// `--config`, if not empty.
     pub(crate) fn config_file(&self) -> Option<&Path> {
         Some(Path::new(&self.general.config)).filter(|path| !path.as_os_str().is_empty())

@@ -103,6 +103,7 @@ fn config(flags: &Flags, written: &KubeProxyConfiguration, gates: FeatureGates) 
             Version::Override(version) => version.clone(),
             _ => KUBERNETES_VERSION.to_owned(),
         },
+        flags: flags.values(),
     })
 }
 

@@ -13,6 +13,7 @@ mod backoff;
 mod connection;
 mod decode;
 mod exchange;
+mod observed;
 mod outage;
 mod proxy;
 mod request;

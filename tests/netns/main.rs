@@ -56,6 +56,7 @@ mod crash;
 mod doors;
 mod faults;
 mod host;
+mod metrics;
 mod one_change;
 mod refusal;
 mod refused;

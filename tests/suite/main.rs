@@ -19,6 +19,8 @@ mod manifests;
 mod oracle;
 mod pipeline;
 mod recorded_calls;
+mod recorded_metrics;
+mod recorded_pages;
 mod recorded_rules;
 mod recordings;
 mod rendered;

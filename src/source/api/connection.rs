@@ -12,11 +12,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
+use kube::client::ClientBuilder;
 use kube::config::ExecAuthCluster;
 use kube::{Client, Config};
 use tokio::sync::Mutex;
 
+use super::observed::{Observed, Told};
 use super::target::Target;
+use crate::source::Exchange;
 
 /// Where a pod finds its account.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -60,6 +63,7 @@ pub enum ConnectionError {
 pub struct Connection {
     server: String,
     target: Option<Arc<Target>>,
+    told: Told,
     current: Mutex<Current>,
 }
 
@@ -85,14 +89,21 @@ impl Connection {
         let env = |name: &str| std::env::var(name).ok();
         let target = Arc::new(Target::new(settings, &env, Path::new(SERVICE_ACCOUNT))?);
         let server = target.server.to_string().trim_end_matches('/').to_string();
-        let current = Mutex::new(target.clone().connect().await?);
-        Ok(Connection { server, target: Some(target), current })
+        let told = Told::default();
+        let current = Mutex::new(target.clone().connect(&told).await?);
+        Ok(Connection { server, target: Some(target), told, current })
     }
 
     /// A connection through a client made elsewhere. `server` is its name in the log.
     pub fn over(client: Client, server: &str) -> Connection {
         let current = Current { client, files: Vec::new(), refused: false, complained: false };
-        Connection { server: server.to_string(), target: None, current: Mutex::new(current) }
+        Connection { server: server.to_string(), target: None, told: Told::default(), current: Mutex::new(current) }
+    }
+
+    /// Tells about every request from now on; only the first call counts. Not of a connection
+    /// [`over`](Self::over) another client.
+    pub fn observe(&self, tell: impl Fn(&Exchange) + Send + Sync + 'static) {
+        let _ = self.told.set(Box::new(tell));
     }
 
     /// URL of the server.
@@ -107,7 +118,7 @@ impl Connection {
         let Some(target) = &self.target else { return current.client.clone() };
         let expired = current.client.valid_until().is_some_and(|end| end <= Timestamp::now());
         if current.refused || expired || target.clone().read_files().await != current.files {
-            match target.clone().connect().await {
+            match target.clone().connect(&self.told).await {
                 Ok(fresh) => {
                     tracing::debug!(server = self.server, "credentials read again");
                     *current = fresh;
@@ -131,10 +142,11 @@ impl Connection {
 // === impl Target ===
 
 impl Target {
-    async fn connect(self: Arc<Self>) -> Result<Current, ConnectionError> {
+    async fn connect(self: Arc<Self>, told: &Told) -> Result<Current, ConnectionError> {
+        let told = told.clone();
         blocking(move || {
             let files = self.files();
-            Ok(Current { client: self.client()?, files, refused: false, complained: false })
+            Ok(Current { client: self.client(told)?, files, refused: false, complained: false })
         })
         .await?
     }
@@ -162,7 +174,7 @@ impl Target {
     }
 
     /// Makes a client. Reads files, and may run a credential plugin.
-    fn client(&self) -> Result<Client, ConnectionError> {
+    fn client(&self, told: Told) -> Result<Client, ConnectionError> {
         let unusable = ConnectionError::Unusable;
         let mut config = Config::new(self.server.clone());
         let authority = ExecAuthCluster::try_from(&self.cluster).map_err(|error| unusable(with_causes(&error)))?;
@@ -197,7 +209,10 @@ impl Target {
         if let Some(exec) = config.auth_info.exec.as_mut().filter(|exec| exec.provide_cluster_info) {
             exec.cluster = Some(authority);
         }
-        Ok(Client::try_from(config)?)
+        let host: Arc<str> = self.server.authority().map_or("", http::uri::Authority::as_str).into();
+        let observed =
+            tower::layer::layer_fn(move |inner| Observed { inner, host: host.clone(), told: told.clone() });
+        Ok(ClientBuilder::try_from(config)?.with_layer(&observed).build())
     }
 }
 
