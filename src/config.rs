@@ -12,9 +12,11 @@ pub mod feature_gates;
 mod file;
 pub mod flags;
 mod go;
+mod json;
 mod resolve;
 mod schema;
 mod validate;
+mod yaml;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -25,6 +27,7 @@ use ipnet::IpNet;
 
 pub use self::feature_gates::FeatureGates;
 use self::flags::Flags;
+pub use self::schema::KubeProxyConfiguration;
 use crate::plan::build::Settings;
 
 /// The release of Kubernetes whose kube-proxy this program stands in for.
@@ -79,6 +82,8 @@ pub struct Config {
     /// Every flag and its value as kube-proxy prints it, sorted by name: for `/flagz`. With a file these
     /// say little about what holds.
     pub flags: Vec<(&'static str, String)>,
+    /// All of it in the form of the file, for `--write-config-to` and `/configz`.
+    pub document: KubeProxyConfiguration,
 }
 
 /// What a start of the program is for.

@@ -161,12 +161,7 @@ impl DebugServer {
 }
 
 /// A page as text or in the structured form that was asked for.
-fn negotiated(
-    request: &Request,
-    kind: &str,
-    text: impl FnOnce() -> String,
-    json: impl FnOnce() -> String,
-) -> Response {
+fn negotiated(request: &Request, kind: &str, text: impl FnOnce() -> String, json: impl FnOnce() -> String) -> Response {
     let accept: Vec<&str> = request.headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
     match pages::form(&accept.join(","), kind) {
         Form::Text => Response::new(StatusCode::OK, "text/plain; charset=utf-8", text()),

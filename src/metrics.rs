@@ -29,8 +29,8 @@ use prometheus::Registry;
 use prometheus::proto::{MetricFamily, MetricType};
 
 use self::families::Families;
-pub use self::observe::Recorder;
 use self::observe::Outstanding;
+pub use self::observe::Recorder;
 use crate::config::{Config, ProxyMode};
 use crate::net::IpFamily;
 use crate::source::Exchange;
@@ -153,8 +153,7 @@ impl Metrics {
             ];
             for ((name, help), read) in counters {
                 let packets = read();
-                families
-                    .extend(packets.map(|packets| sample::alone(MetricType::COUNTER, name, help, packets as f64)));
+                families.extend(packets.map(|packets| sample::alone(MetricType::COUNTER, name, help, packets as f64)));
             }
         }
         encode::text(families)

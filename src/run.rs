@@ -70,7 +70,7 @@ async fn run_iptables(config: Config) -> anyhow::Result<()> {
         state.is_synced() && (!waits_for_pod_cidr || has_pod_cidr())
     };
     let observers: Vec<Box<dyn Observer>> = vec![Box::new(metrics.recorder())];
-    let debug = DebugServer::new(&config, "{}", metrics);
+    let debug = DebugServer::new(&config, &config.document.to_configz_json(), metrics);
     let debug = tokio::spawn(async move { debug.run(&config, &Recorder::default()).await });
     tokio::select! {
         () = drive(pipelines, pace, receiver, ready, observers, stop_signal()) => {}

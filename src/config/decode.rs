@@ -40,7 +40,11 @@ pub(crate) trait Fields {
 
 /// An integer number of nanoseconds, or a duration text: `logging.flushFrequency` alone is such.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct NanosOrText(pub(crate) GoDuration);
+pub(crate) struct NanosOrText {
+    pub(crate) duration: GoDuration,
+    /// Whether it is a number, which it then stays.
+    pub(crate) is_number: bool,
+}
 
 /// A Kubernetes quantity (`10Mi`), kept as text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -248,8 +252,14 @@ impl Decode for NanosOrText {
     fn decode(&mut self, value: &Value, decoder: &mut Decoder) {
         match value {
             Value::Null => {}
-            Value::String(_) => self.0.decode(value, decoder),
-            other => number(&mut self.0.0, other, "time.Duration", decoder),
+            Value::String(_) => {
+                self.duration.decode(value, decoder);
+                self.is_number = false;
+            }
+            other => {
+                number(&mut self.duration.0, other, "time.Duration", decoder);
+                self.is_number = true;
+            }
         }
     }
 }
@@ -344,7 +354,7 @@ mod tests {
         assert_eq!((outer.text.as_str(), outer.number, outer.pointer, outer.ratio), ("x", -3, Some(5), 0.5));
         assert_eq!(outer.list, ["a", "b"]);
         assert!(outer.items[0].flag && outer.inner.flag && outer.map["A"]);
-        assert_eq!((outer.time, outer.flush.0), (GoDuration::seconds(60), GoDuration::seconds(2)));
+        assert_eq!((outer.time, outer.flush.duration), (GoDuration::seconds(60), GoDuration::seconds(2)));
         assert!(!outer.size.is_zero());
     }
 

@@ -74,7 +74,7 @@ impl Value {
     }
 
     /// A plain YAML scalar: null, a boolean, a number, or else a string.
-    fn plain(text: &str) -> Value {
+    pub(crate) fn plain(text: &str) -> Value {
         match text {
             "" | "~" | "null" | "Null" | "NULL" => return Value::Null,
             "y" | "Y" | "yes" | "Yes" | "YES" | "true" | "True" | "TRUE" | "on" | "On" | "ON" => {

@@ -8,8 +8,10 @@ use super::document::{self, Value};
 use super::go::quote;
 use super::schema::KubeProxyConfiguration;
 
-const KIND: &str = "KubeProxyConfiguration";
-const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
+/// The kind of the document.
+pub(crate) const KIND: &str = "KubeProxyConfiguration";
+/// Its only version.
+pub(crate) const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 /// Where kube-proxy's own source keeps its table of kinds; part of the message.
 const SCHEME: &str = "pkg/proxy/apis/config/scheme/scheme.go:29";
 

@@ -23,7 +23,7 @@ pub(crate) fn resolve(
     let gates = FeatureGates::set(&written.feature_gates, warnings, infos).map_err(ConfigError::Complete)?;
     validate::logging(&written.logging, &gates).map_err(ConfigError::Logging)?;
     validate::configuration(&written).map_err(ConfigError::Validate)?;
-    config(flags, &written, gates)
+    config(flags, written, gates)
 }
 
 /// Everything that can be filled in before checks.
@@ -68,20 +68,20 @@ fn fill_ports(flags: &Flags, written: &mut KubeProxyConfiguration) {
 }
 
 /// The values of a configuration that passed the checks.
-fn config(flags: &Flags, written: &KubeProxyConfiguration, gates: FeatureGates) -> Result<Config, ConfigError> {
+fn config(flags: &Flags, written: KubeProxyConfiguration, gates: FeatureGates) -> Result<Config, ConfigError> {
     let action = action(flags);
     let mode = ProxyMode::parse(&written.mode).ok_or_else(|| unchecked("mode", &written.mode))?;
     let (sync_period, min_sync_period) = written.periods();
     let mark = u32::try_from(written.masquerade_bit()).ok().and_then(|bit| 1u32.checked_shl(bit));
     Ok(Config {
         mode,
-        planning: settings(written, node_name(written, &action)?, &gates)?,
+        planning: settings(&written, node_name(&written, &action)?, &gates)?,
         action,
         masquerade_mark: mark.ok_or_else(|| unchecked("masqueradeBit", &written.masquerade_bit().to_string()))?,
         sync_period: sync_period.to_std(),
         min_sync_period: min_sync_period.to_std(),
         config_sync_period: written.config_sync_period.to_std(),
-        api: api(flags, written),
+        api: api(flags, &written),
         manifests: flags.ferrule.manifests(),
         conntrack: conntrack(&written.conntrack),
         ipvs: ipvs(&written.ipvs),
@@ -104,6 +104,7 @@ fn config(flags: &Flags, written: &KubeProxyConfiguration, gates: FeatureGates) 
             _ => KUBERNETES_VERSION.to_owned(),
         },
         flags: flags.values(),
+        document: written.settled(),
     })
 }
 
@@ -226,7 +227,7 @@ fn logging(written: &schema::Logging) -> Logging {
         format,
         verbosity: written.verbosity,
         vmodule: written.vmodule.iter().map(|item| (item.file_pattern.clone(), item.verbosity)).collect(),
-        flush_frequency: written.flush_frequency.0.to_std(),
+        flush_frequency: written.flush_frequency.duration.to_std(),
         split_stream: options.split_stream,
     }
 }

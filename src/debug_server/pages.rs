@@ -144,9 +144,10 @@ mod tests {
         for text in ["", "*/*", "text/plain", "text/html, */*;q=0.8", "text/plain; charset=utf-8"] {
             assert_eq!(form(text, "Flagz"), Form::Text, "{text}");
         }
-        for json in
-            ["application/json;v=v1beta1;g=config.k8s.io;as=Flagz", "application/json; as=Flagz; g=config.k8s.io; v=v1alpha1"]
-        {
+        for json in [
+            "application/json;v=v1beta1;g=config.k8s.io;as=Flagz",
+            "application/json; as=Flagz; g=config.k8s.io; v=v1alpha1",
+        ] {
             assert_eq!(form(json, "Flagz"), Form::Json, "{json}");
             assert_eq!(form(json, "Statusz"), Form::None, "{json}");
         }

@@ -24,22 +24,12 @@ pub(super) fn families() -> Vec<MetricFamily> {
     let cpu = field(14).zip(field(15)).map(|(user, system)| (user + system) / ticks);
     add(counter, "process_cpu_seconds_total", "Total user and system CPU time spent in seconds.", cpu);
     let started = field(22).zip(boot_time(&boot)).map(|(since, boot)| boot + since / ticks);
-    add(
-        gauge,
-        "process_start_time_seconds",
-        "Start time of the process since unix epoch in seconds.",
-        started,
-    );
+    add(gauge, "process_start_time_seconds", "Start time of the process since unix epoch in seconds.", started);
     add(gauge, "process_virtual_memory_bytes", "Virtual memory size in bytes.", field(23));
     let resident = field(24).map(|pages| pages * page_size() as f64);
     add(gauge, "process_resident_memory_bytes", "Resident memory size in bytes.", resident);
     let max_memory = limit(&limits, "Max address space");
-    add(
-        gauge,
-        "process_virtual_memory_max_bytes",
-        "Maximum amount of virtual memory available in bytes.",
-        max_memory,
-    );
+    add(gauge, "process_virtual_memory_max_bytes", "Maximum amount of virtual memory available in bytes.", max_memory);
     let max_fds = limit(&limits, "Max open files");
     add(gauge, "process_max_fds", "Maximum number of open file descriptors.", max_fds);
     // One of them is the directory itself.
@@ -97,7 +87,10 @@ mod tests {
     fn texts_of_the_kernel() {
         let stat = "1 (a b) c) S 0 1 1 0 -1 4194560 1 2 3 4 25 17 5 6 20 0 1 0 4242 1000 7 99";
         assert_eq!((stat_field(stat, 14), stat_field(stat, 15)), (Some(25.0), Some(17.0)));
-        assert_eq!((stat_field(stat, 22), stat_field(stat, 23), stat_field(stat, 24)), (Some(4242.0), Some(1000.0), Some(7.0)));
+        assert_eq!(
+            (stat_field(stat, 22), stat_field(stat, 23), stat_field(stat, 24)),
+            (Some(4242.0), Some(1000.0), Some(7.0))
+        );
         assert_eq!((stat_field(stat, 99), stat_field("", 14)), (None, None));
         assert_eq!(boot_time("cpu 1 2\nbtime 1700000000\nprocesses 5\n"), Some(1_700_000_000.0));
         let limits = "Limit  Soft Limit  Hard Limit  Units\nMax open files  1024  4096  files\nMax address space  unlimited  unlimited  bytes\n";

@@ -16,16 +16,20 @@ pub(super) struct Requests {
 /// Bounds of times, in seconds.
 const TIMES: [f64; 12] = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0];
 /// Bounds of sizes, in bytes.
-const SIZES: [f64; 11] = [
-    64.0, 256.0, 512.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0,
-];
+const SIZES: [f64; 11] =
+    [64.0, 256.0, 512.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0];
 
 // === impl Requests ===
 
 impl Requests {
     pub(super) fn register(f: &mut Families) -> Result<Requests> {
         let mut histogram = |name: &str, help: &str, buckets: &[f64]| {
-            f.histograms(&format!("rest_client_{name}"), &format!("[ALPHA] {help}"), &["verb", "host"], buckets.to_vec())
+            f.histograms(
+                &format!("rest_client_{name}"),
+                &format!("[ALPHA] {help}"),
+                &["verb", "host"],
+                buckets.to_vec(),
+            )
         };
         Ok(Requests {
             duration: histogram(

@@ -82,7 +82,8 @@ fn numbers_are_true(case: Case) {
     assert_eq!(grown(&of("kubeproxy_network_programming_duration_seconds_count")), 1.0);
     let latency = grown(&of("kubeproxy_network_programming_duration_seconds_sum"));
     assert!(latency > 0.0 && latency < LONG.as_secs_f64(), "{latency}");
-    let stage = |stage: &str| format!("ferrule_change_stage_duration_seconds_count{{ip_family=\"{name}\",stage=\"{stage}\"}}");
+    let stage =
+        |stage: &str| format!("ferrule_change_stage_duration_seconds_count{{ip_family=\"{name}\",stage=\"{stage}\"}}");
     for name in ["queue", "plan", "diff", "apply"] {
         assert_eq!(grown(&stage(name)), 1.0, "{name}");
     }

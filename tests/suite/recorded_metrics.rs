@@ -77,7 +77,9 @@ fn needed() -> BTreeMap<String, String> {
     let text = recordings::read("../spec/control-plane.md");
     let (_, table) = text.split_once("### 9.4 ").unwrap();
     let mut needed = BTreeMap::new();
-    for line in table.lines().skip_while(|line| !line.starts_with("|---")).skip(1).take_while(|line| line.starts_with('|')) {
+    for line in
+        table.lines().skip_while(|line| !line.starts_with("|---")).skip(1).take_while(|line| line.starts_with('|'))
+    {
         let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
         let need = cells.last().unwrap().trim_matches('*');
         if need.starts_with("must") || need.starts_with("should") {
@@ -153,8 +155,7 @@ fn families_are_those_of_kube_proxy() {
         let ours = families(&a_life(case).scrape());
         let mut theirs = recorded(&format!("{case}/http/metrics.txt"));
         theirs.extend(recorded(&format!("{case}/http/metrics-after-steps.txt")));
-        let later: Vec<String> =
-            theirs.keys().filter(|name| name.starts_with("kubeproxy_")).cloned().collect();
+        let later: Vec<String> = theirs.keys().filter(|name| name.starts_with("kubeproxy_")).cloned().collect();
         let mut wrong = Vec::new();
         for name in needed.keys().chain(&later).collect::<BTreeSet<_>>() {
             let theirs = theirs.get(name).unwrap_or_else(|| panic!("{name} is not in the recording"));
@@ -305,8 +306,7 @@ async fn counts_of_rules_are_those_of_kube_proxy() {
         let kernel = FakeKernel::new(Variant::Legacy);
         let tools = Tools::probe(kernel.clone(), family).await.unwrap();
         let mode = Mode { mark: config.masquerade_mark, drop_invalid: true };
-        let mut backend =
-            Iptables::new(tools, mode, || Counters { invalid_dropped: true, localhost_accepted: true });
+        let mut backend = Iptables::new(tools, mode, || Counters { invalid_dropped: true, localhost_accepted: true });
         let first = plan(&objects, &config, family);
         let report = backend.sync(&first, &Scope::Audit).await.unwrap();
         let expected = recorded_count("legacy-base/http/metrics.txt", family, "total");
@@ -323,9 +323,9 @@ async fn counts_of_rules_are_those_of_kube_proxy() {
             let report = backend.sync(&next, &scope).await.unwrap();
             let saved = recordings::saved_chains(&recordings::saved_text(&format!("legacy-base/steps/{step}"), family));
             let count = |of: &str| {
-                let own = saved.iter().filter(|((table, chain), _)| {
-                    table.as_str() == of && chain.as_str().starts_with("KUBE-")
-                });
+                let own = saved
+                    .iter()
+                    .filter(|((table, chain), _)| table.as_str() == of && chain.as_str().starts_with("KUBE-"));
                 own.map(|(_, rules)| rules.len()).sum::<usize>()
             };
             assert_eq!(report.holds, RuleCount { filter: count("filter"), nat: count("nat") }, "{family} {step}");

@@ -210,8 +210,7 @@ impl Target {
             exec.cluster = Some(authority);
         }
         let host: Arc<str> = self.server.authority().map_or("", http::uri::Authority::as_str).into();
-        let observed =
-            tower::layer::layer_fn(move |inner| Observed { inner, host: host.clone(), told: told.clone() });
+        let observed = tower::layer::layer_fn(move |inner| Observed { inner, host: host.clone(), told: told.clone() });
         Ok(ClientBuilder::try_from(config)?.with_layer(&observed).build())
     }
 }

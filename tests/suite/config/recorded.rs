@@ -244,6 +244,7 @@ fn every_written_configuration() {
         let config = here.config.unwrap_or_else(|| panic!("{}: {:?}", case.name, here.error));
         assert!(matches!(&config.action, Action::WriteConfig(path) if path.ends_with("out.conf")), "{}", case.name);
         check_fields(&case.name, &config, written);
+        assert_eq!(config.document.to_yaml(), *written, "{}", case.name);
 
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("out.conf");
@@ -351,6 +352,23 @@ fn check_fields(case: &str, config: &Config, document: &str) {
     for (gate, value) in at("/featureGates").as_object().into_iter().flatten() {
         assert_eq!(Some(config.feature_gates.enabled(gate)), value.as_bool(), "{case}: {gate}");
     }
+}
+
+/// What `/configz` answered, with the configurations of all recordings that asked it.
+#[test]
+fn every_recorded_configz() {
+    let mut seen = 0;
+    for entry in std::fs::read_dir(recordings::path("")).unwrap() {
+        let path = entry.unwrap().path();
+        let Ok(answer) = std::fs::read_to_string(path.join("http/configz.txt")) else { continue };
+        let (_, body) = answer.split_once("\n\n").or_else(|| answer.split_once("\r\n\r\n")).unwrap();
+        // They were made with this level.
+        let config = super::config(&[config_flag(&path.join("config.yaml")).as_str(), "-v=2"]);
+        let ours = format!("{{\"kubeproxy.config.k8s.io\":{}}}", config.document.to_configz_json());
+        assert_eq!(ours, body.trim_end(), "{}", path.display());
+        seen += 1;
+    }
+    assert!(seen >= 3, "only {seen} answers recorded");
 }
 
 /// A duration as kube-proxy prints it: `1h2m3s`, `500ms`.
