@@ -59,8 +59,8 @@ pub type ReadWatches = dyn Fn() -> Vec<Watch> + Send + Sync;
 pub struct Watch {
     /// The kind of objects watched.
     pub kind: String,
-    /// When the server last said anything, if ever.
-    pub heard: Option<SystemTime>,
+    /// How long ago the server last said anything, if ever.
+    pub silent: Option<Duration>,
     /// Whether the watch stands.
     pub connected: bool,
 }
@@ -122,6 +122,12 @@ impl Metrics {
         counter.with_label_values(&[&*code.to_string()]).inc();
     }
 
+    /// Counts a failure to remove chains that are no longer used, in nftables mode.
+    pub fn count_cleanup_failure(&self, family: IpFamily) {
+        let counter = self.0.proxy.nft_cleanup_failures.iter();
+        counter.for_each(|counter| counter.with_label_values(&[family.as_str()]).inc());
+    }
+
     /// Counts a request to the API server.
     pub fn count_request(&self, exchange: &Exchange) {
         self.0.requests.count(exchange);
@@ -138,10 +144,13 @@ impl Metrics {
         for (family, outstanding) in &*outstanding.lock().unwrap_or_else(PoisonError::into_inner) {
             own.oldest.with_label_values(&[family.as_str()]).set(outstanding.age().as_secs_f64());
         }
-        for Watch { kind, heard, connected } in (readers.watches)() {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        for Watch { kind, silent, connected } in (readers.watches)() {
             own.connected.with_label_values(&[&kind]).set(f64::from(u8::from(connected)));
-            let heard = heard.and_then(|heard| heard.duration_since(SystemTime::UNIX_EPOCH).ok());
-            heard.into_iter().for_each(|heard| own.heard.with_label_values(&[&kind]).set(heard.as_secs_f64()));
+            if let Some(silent) = silent {
+                let heard = now.saturating_sub(silent);
+                own.heard.with_label_values(&[&kind]).set(heard.as_secs_f64());
+            }
         }
         let mut families = registry.gather();
         families.extend(constant.iter().cloned());

@@ -150,7 +150,7 @@ fn a_life(case: &str) -> Metrics {
 #[test]
 fn families_are_those_of_kube_proxy() {
     let needed = needed();
-    assert!(needed.len() >= 36, "{needed:?}");
+    assert_eq!(needed.len(), 34, "{needed:?}");
     for case in ["legacy-base", "nft-base"] {
         let ours = families(&a_life(case).scrape());
         let mut theirs = recorded(&format!("{case}/http/metrics.txt"));

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 
 use ferrule::debug_server::DebugServer;
+use ferrule::events::{Happening, Recorder};
 use ferrule::http::{Request, Response};
 use http::header::{ACCEPT, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, Method};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::config::load_text;
 use crate::recorded_metrics::{config, metrics};
@@ -59,7 +62,7 @@ fn page(server: &DebugServer, uri: &str, recorded: &Recorded) -> String {
 
 #[test]
 fn pages_are_those_of_kube_proxy() {
-    for case in ["legacy-base", "nft-base", "ipvs-base", "nftables-base"] {
+    for case in ["legacy-base", "nft-base", "nftables-base"] {
         let server = server(case);
         let from = |file: &str| recorded(&format!("{case}/http/{file}.txt"));
         for (uri, file) in [("/", "metrics-root"), ("/proxyMode", "proxyMode"), ("/healthz", "metrics-healthz")] {
@@ -146,4 +149,35 @@ fn what_is_switched_off() {
         assert_eq!(status, 404);
         assert!(body.contains("perf record"), "{body}");
     }
+}
+
+/// An address that somebody else has is waited for, unless the operator wants it otherwise.
+#[tokio::test(start_paused = true)]
+async fn an_address_that_is_taken() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let run = |lines: String, events: Recorder| async move {
+        let text = format!("{}metricsBindAddress: {address}\n{lines}\n", recordings::read("legacy-base/config.yaml"));
+        let config = load_text(&text, &[]).config.unwrap();
+        DebugServer::new(&config, "{}", metrics(&config)).run(&config, &events).await
+    };
+    let (events, mut happened) = Recorder::new(8);
+    let error = run("bindAddressHardFail: true".to_owned(), events.clone()).await.unwrap_err().to_string();
+    assert!(error.contains(&address.to_string()) && error.contains("metricsBindAddress"), "{error}");
+    assert!(matches!(happened.recv().await, Some(Happening::MetricsServerFailed(_))));
+
+    let server = tokio::spawn(run(String::new(), events));
+    assert!(matches!(happened.recv().await, Some(Happening::MetricsServerFailed(_))));
+    drop(taken);
+    let mut stream = loop {
+        match TcpStream::connect(address).await {
+            Ok(stream) => break stream,
+            Err(_) => tokio::time::sleep(std::time::Duration::from_secs(1)).await,
+        }
+    };
+    stream.write_all(b"GET /proxyMode HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.ends_with("\r\n\r\niptables"), "{answer}");
+    server.abort();
 }
