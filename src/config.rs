@@ -79,9 +79,6 @@ pub struct Config {
     pub config_file: Option<PathBuf>,
     /// The version to report, [`KUBERNETES_VERSION`] possibly with a suffix: `--version=vX.Y.Z-…`.
     pub version: String,
-    /// Every flag and its value as kube-proxy prints it, sorted by name: for `/flagz`. With a file these
-    /// say little about what holds.
-    pub flags: Vec<(&'static str, String)>,
     /// All of it in the form of the file, for `--write-config-to` and `/configz`.
     pub document: KubeProxyConfiguration,
 }

@@ -45,14 +45,29 @@ pub struct Readers {
     pub invalid_dropped: Box<ReadCounter>,
     /// Packets to node ports on loopback addresses; likewise.
     pub localhost_accepted: Box<ReadCounter>,
+    /// Answers of the health server so far, by path and code.
+    pub probes: Box<ReadProbes>,
     /// The watches of the API server; empty without one.
     pub watches: Box<ReadWatches>,
 }
 
 /// Reads a counter of the kernel.
 pub type ReadCounter = dyn Fn() -> Option<u64> + Send + Sync;
+/// Reads how often probes were answered.
+pub type ReadProbes = dyn Fn() -> Vec<Probe> + Send + Sync;
 /// Reads the state of every watch.
 pub type ReadWatches = dyn Fn() -> Vec<Watch> + Send + Sync;
+
+/// How often a probe was answered in one way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// `/healthz` or `/livez`.
+    pub path: &'static str,
+    /// Status code.
+    pub code: u16,
+    /// How often.
+    pub answers: u64,
+}
 
 /// The state of a watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,16 +127,6 @@ impl Metrics {
         self.0.proxy.reconcile_deleted.with_label_values(family).inc_by(deleted);
     }
 
-    /// Counts an answer of the health server; other paths than `/healthz` and `/livez` are not counted.
-    pub fn count_probe(&self, path: &str, code: u16) {
-        let counter = match path {
-            "/healthz" => &self.0.proxy.healthz,
-            "/livez" => &self.0.proxy.livez,
-            _ => return,
-        };
-        counter.with_label_values(&[&*code.to_string()]).inc();
-    }
-
     /// Counts a failure to remove chains that are no longer used, in nftables mode.
     pub fn count_cleanup_failure(&self, family: IpFamily) {
         let counter = self.0.proxy.nft_cleanup_failures.iter();
@@ -155,6 +160,12 @@ impl Metrics {
         let mut families = registry.gather();
         families.extend(constant.iter().cloned());
         families.extend(process::families());
+        let probes = (readers.probes)();
+        for (path, (name, help)) in [("/healthz", proxy::HEALTHZ), ("/livez", proxy::LIVEZ)] {
+            let given = probes.iter().filter(|probe| probe.path == path && probe.answers > 0);
+            let series = given.map(|probe| (vec![("code", probe.code.to_string())], probe.answers as f64));
+            families.push(sample::family(MetricType::COUNTER, name, help, series));
+        }
         if self.0.mode == ProxyMode::Iptables {
             let counters = [
                 (proxy::INVALID_DROPPED, &readers.invalid_dropped),

@@ -87,6 +87,7 @@ fn metrics(config: &Config) -> anyhow::Result<Metrics> {
     let readers = Readers {
         invalid_dropped: Box::new(packets(NFACCT_INVALID_DROPPED)),
         localhost_accepted: Box::new(packets(NFACCT_LOCALHOST_ACCEPTED)),
+        probes: Box::new(Vec::new),
         watches: Box::new(Vec::new),
     };
     Metrics::new(config, readers).context("cannot set metrics up")

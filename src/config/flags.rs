@@ -1,7 +1,6 @@
 //! The command line: kube-proxy's flags, ferrule's own, and ferrule's subcommands.
 
 mod groups;
-mod shown;
 mod syntax;
 mod values;
 
@@ -289,11 +288,6 @@ impl std::error::Error for Refused {}
 // === impl Flags ===
 
 impl Flags {
-    /// Every flag with its value as kube-proxy prints it, sorted by name.
-    pub(crate) fn values(&self) -> Vec<(&'static str, String)> {
-        shown::values(self)
-    }
-
     /// `--config`, if not empty.
     pub(crate) fn config_file(&self) -> Option<&Path> {
         Some(Path::new(&self.general.config)).filter(|path| !path.as_os_str().is_empty())

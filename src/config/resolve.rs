@@ -103,7 +103,6 @@ fn config(flags: &Flags, written: KubeProxyConfiguration, gates: FeatureGates) -
             Version::Override(version) => version.clone(),
             _ => KUBERNETES_VERSION.to_owned(),
         },
-        flags: flags.values(),
         document: written.settled(),
     })
 }

@@ -20,8 +20,6 @@ pub(super) struct Proxy {
     pub(super) service_changes_pending: Gauge,
     pub(super) service_changes: IntCounter,
     pub(super) no_local_endpoints: GaugeVec,
-    pub(super) healthz: IntCounterVec,
-    pub(super) livez: IntCounterVec,
     pub(super) rules: Option<GaugeVec>,
     pub(super) rules_last: Option<GaugeVec>,
     pub(super) restore_failures: Option<IntCounterVec>,
@@ -32,16 +30,19 @@ pub(super) struct Proxy {
     pub(super) reconcile_deleted: IntCounterVec,
 }
 
-/// Help texts of the two counters that are read from the kernel at each scrape.
+/// Counters that are read at each scrape: from the kernel, where it counts, and from the health server,
+/// by the code of its answers. Names and help texts.
 pub(super) const INVALID_DROPPED: (&str, &str) = (
     "kubeproxy_iptables_ct_state_invalid_dropped_packets_total",
     "[ALPHA] packets dropped by iptables to work around conntrack problems",
 );
-/// The other one.
 pub(super) const LOCALHOST_ACCEPTED: (&str, &str) = (
     "kubeproxy_iptables_localhost_nodeports_accepted_packets_total",
     "[ALPHA] Number of packets accepted on nodeports of loopback interface",
 );
+pub(super) const HEALTHZ: (&str, &str) =
+    ("kubeproxy_proxy_healthz_total", "[ALPHA] Cumulative proxy healthz HTTP status");
+pub(super) const LIVEZ: (&str, &str) = ("kubeproxy_proxy_livez_total", "[ALPHA] Cumulative proxy livez HTTP status");
 
 // === impl Proxy ===
 
@@ -109,8 +110,6 @@ impl Proxy {
                 "Number of services with a Local traffic policy and no endpoints",
                 &["traffic_policy", IP_FAMILY],
             )?,
-            healthz: counters(f, "proxy_healthz_total", "Cumulative proxy healthz HTTP status", "code")?,
-            livez: counters(f, "proxy_livez_total", "Cumulative proxy livez HTTP status", "code")?,
             rules: iptables
                 .then(|| {
                     let help = "Total number of iptables rules owned by kube-proxy";

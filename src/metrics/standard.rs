@@ -4,7 +4,7 @@ use prometheus::proto::{MetricFamily, MetricType};
 
 use super::families::{Families, LEVELS};
 use super::sample;
-use crate::config::{Config, KUBERNETES_VERSION};
+use crate::config::{Config, KUBERNETES_VERSION, ProxyMode};
 
 /// Families whose values never change while the program runs. `families` are those registered, which are
 /// counted here.
@@ -13,10 +13,16 @@ pub(super) fn families(config: &Config, families: &Families) -> Vec<MetricFamily
         (vec![("name", name.to_owned()), ("stage", stage.as_str().to_owned())], f64::from(u8::from(enabled)))
     });
     let levels = LEVELS.into_iter().map(|level| {
-        // Those of this function are registered too, to somebody who counts.
-        let beta = if level == "BETA" { 5 } else { 0 };
+        // Those that are made up at a scrape are registered too, to somebody who counts: the ones of this
+        // function, answers of probes, and counters of the kernel.
+        let others = match level {
+            "BETA" => 5,
+            "ALPHA" if config.mode == ProxyMode::Iptables => 4,
+            "ALPHA" => 2,
+            _ => 0,
+        };
         let labels = vec![("deprecated_version", String::new()), ("stability_level", level.to_owned())];
-        (labels, (families.count(level) + beta) as f64)
+        (labels, (families.count(level) + others) as f64)
     });
     vec![
         sample::family(

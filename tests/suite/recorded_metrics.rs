@@ -12,7 +12,7 @@ use ferrule::backend::{Backend, Report, RuleCount, Scope};
 use ferrule::cluster::{Changed, Event, Families};
 use ferrule::command::fake::{FakeKernel, Variant};
 use ferrule::config::Config;
-use ferrule::metrics::{Metrics, Readers};
+use ferrule::metrics::{Metrics, Probe, Readers, Watch};
 use ferrule::model::ServiceName;
 use ferrule::net::IpFamily;
 use ferrule::plan::Plan;
@@ -98,7 +98,11 @@ pub(crate) fn metrics(config: &Config) -> Metrics {
     let readers = Readers {
         invalid_dropped: Box::new(|| Some(0)),
         localhost_accepted: Box::new(|| Some(0)),
-        watches: Box::new(Vec::new),
+        probes: Box::new(|| {
+            let answered = |path, code, answers| Probe { path, code, answers };
+            vec![answered("/healthz", 200, 1), answered("/healthz", 503, 0), answered("/livez", 200, 1)]
+        }),
+        watches: Box::new(|| vec![Watch { kind: "Service".to_owned(), silent: Some(Duration::ZERO), connected: true }]),
     };
     Metrics::new(config, readers).unwrap()
 }
@@ -137,8 +141,6 @@ fn a_life(case: &str) -> Metrics {
         recorder.notice(&Notice::Ended(ended(&plan, &Scope::Services(BTreeSet::new()), &Report::default(), &[])));
     }
     metrics.record_reconcile(IpFamily::V4, Duration::from_millis(10), 0);
-    metrics.count_probe("/healthz", 200);
-    metrics.count_probe("/livez", 200);
     let host: Arc<str> = "apiserver.test:6443".into();
     metrics.count_request(&Exchange::Answered { method: "GET", host: host.clone(), code: Some(200) });
     metrics.count_request(&Exchange::Answered { method: "POST", host: host.clone(), code: Some(201) });
@@ -212,12 +214,17 @@ fn what_a_fresh_scrape_has() {
     let expected = [
         "kubeproxy_iptables_ct_state_invalid_dropped_packets_total",
         "kubeproxy_iptables_localhost_nodeports_accepted_packets_total",
+        "kubeproxy_proxy_healthz_total",
+        "kubeproxy_proxy_livez_total",
         "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
         "kubeproxy_sync_proxy_rules_endpoint_changes_total",
         "kubeproxy_sync_proxy_rules_service_changes_pending",
         "kubeproxy_sync_proxy_rules_service_changes_total",
     ];
     assert_eq!(ours, expected);
+    assert_eq!(fresh["kubeproxy_proxy_healthz_total"].series.len(), 1, "a code that was never given is no series");
+    assert_eq!(fresh["ferrule_watch_connected"].series["ferrule_watch_connected{kind=\"Service\"}"], "1");
+    assert!(fresh.contains_key("ferrule_watch_last_heard_timestamp_seconds"));
 }
 
 fn value(metrics: &Metrics, family: &str, series: &str) -> f64 {

@@ -235,10 +235,10 @@ pub(crate) struct Log {
 pub(crate) struct Ignored {
     /// Of cadvisor
     #[arg(long, value_name = "FILES", default_value = "/proc/sys/kernel/random/boot_id")]
-    pub(crate) boot_id_file: String,
+    boot_id_file: String,
     /// Of cadvisor
     #[arg(long, value_name = "FILES", default_value = "/etc/machine-id,/var/lib/dbus/machine-id")]
-    pub(crate) machine_id_file: String,
+    machine_id_file: String,
 }
 
 // === impl Ferrule ===
