@@ -1,10 +1,11 @@
 //! The composition root: builds every part from the configuration, joins them, and runs.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::backend::iptables::apply::{self, Iptables};
 use crate::backend::iptables::compile::{NFACCT_INVALID_DROPPED, NFACCT_LOCALHOST_ACCEPTED};
@@ -12,13 +13,14 @@ use crate::backend::iptables::netlink::{self, Counters};
 use crate::backend::iptables::tools::Tools;
 use crate::cluster::ClusterState;
 use crate::command::System;
-use crate::config::{Action, Api, Config, ProxyMode};
+use crate::config::{self, Action, Api, Config, FileWatch, ProxyMode};
 use crate::debug_server::DebugServer;
 use crate::events::Recorder;
 use crate::instance::Instance;
 use crate::metrics::{Metrics, Readers};
 use crate::net::IpFamily;
 use crate::plan::build::DetectLocal;
+use crate::source::api::{Connection, Rate};
 use crate::sync::Pipeline;
 use crate::sync::drive::drive;
 use crate::sync::notice::Observer;
@@ -32,16 +34,31 @@ const EVENT_BACKLOG: usize = 1_024;
 
 /// Runs the proxy until it is told to stop (SIGTERM or SIGINT). Rules stay when it ends.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    if config.action != Action::Run {
-        bail!("--init-only, --cleanup and --write-config-to are not built yet; nothing was done");
+    match &config.action {
+        Action::Run => {}
+        Action::WriteConfig(path) => return write_config(&config, path),
+        Action::InitOnly | Action::Cleanup => {
+            bail!("--init-only and --cleanup are not built yet; nothing was done");
+        }
     }
+    let (changed, mut change) = oneshot::channel();
+    let stop = stop(config.config_file.as_deref().map(FileWatch::new).transpose()?, changed);
     match config.mode {
-        ProxyMode::Iptables => run_iptables(config).await,
+        ProxyMode::Iptables => run_iptables(config, stop).await?,
         mode => bail!("mode {mode} is not built yet: this ferrule has iptables mode only; set mode: iptables"),
     }
+    change.try_recv().map_or(Ok(()), Err)
 }
 
-async fn run_iptables(config: Config) -> anyhow::Result<()> {
+fn write_config(config: &Config, path: &Path) -> anyhow::Result<()> {
+    config::write(config, path).map_err(anyhow::Error::msg)?;
+    tracing::info!(file = %path.display(), "Wrote configuration");
+    Ok(())
+}
+
+async fn run_iptables(config: Config, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    // First of all, because it fails if the configuration is wrong.
+    let connection = connect(&config).await?;
     let settings = Arc::new(config.planning.clone());
     let pace = Pace { min: config.min_sync_period, retry: config.sync_period, max: FULL_SYNC_PERIOD };
     let tools = iptables_tools().await?;
@@ -63,7 +80,11 @@ async fn run_iptables(config: Config) -> anyhow::Result<()> {
     let (events, receiver) = mpsc::channel(EVENT_BACKLOG);
     tokio::spawn(source::addresses::run(events.clone()));
     let metrics = metrics(&config)?;
-    start_source(&config, events, &metrics).await?;
+    if let Some(connection) = &connection {
+        let metrics = metrics.clone();
+        connection.observe(move |exchange| metrics.count_request(exchange));
+    }
+    start_source(&config, connection, events);
     let waits_for_pod_cidr = settings.detect_local == DetectLocal::NodeCidr;
     let ready = move |state: &ClusterState| {
         let has_pod_cidr = || state.node().is_some_and(|node| !node.pod_cidrs.is_empty());
@@ -73,7 +94,7 @@ async fn run_iptables(config: Config) -> anyhow::Result<()> {
     let debug = DebugServer::new(&config, &config.document.to_configz_json(), metrics);
     let debug = tokio::spawn(async move { debug.run(&config, &Recorder::default()).await });
     tokio::select! {
-        () = drive(pipelines, pace, receiver, ready, observers, stop_signal()) => {}
+        () = drive(pipelines, pace, receiver, ready, observers, stop) => {}
         // It ends only if it must not go on.
         failed = debug => return failed.context("the metrics server ended abnormally")?,
     }
@@ -116,16 +137,22 @@ async fn iptables_tools() -> anyhow::Result<Vec<(IpFamily, Tools<System>)>> {
     Ok(found)
 }
 
-async fn start_source(config: &Config, events: source::Events, metrics: &Metrics) -> anyhow::Result<()> {
+/// The API server, unless manifests take its place.
+async fn connect(config: &Config) -> anyhow::Result<Option<Connection>> {
+    if !config.manifests.is_empty() {
+        return Ok(None);
+    }
+    let Api { kubeconfig, master, qps, burst, .. } = config.api.clone();
+    let rate = qps.map(|per_second| Rate { per_second, burst });
+    Ok(Some(Connection::new(&source::api::Settings { kubeconfig, master, rate }).await?))
+}
+
+fn start_source(config: &Config, connection: Option<Connection>, events: source::Events) {
     let node: Arc<str> = config.planning.node_name.clone();
-    if config.manifests.is_empty() {
-        let Api { kubeconfig, master, .. } = config.api.clone();
-        let connection = source::api::Connection::new(&source::api::Settings { kubeconfig, master }).await?;
-        let metrics = metrics.clone();
-        connection.observe(move |exchange| metrics.count_request(exchange));
+    if let Some(connection) = connection {
         tracing::info!(server = connection.server(), %node, "watching the API server");
         tokio::spawn(async move { source::api::run(&connection, &node, events).await });
-        return Ok(());
+        return;
     }
     let paths = config.manifests.clone();
     tracing::info!(?paths, %node, "following manifests");
@@ -134,7 +161,23 @@ async fn start_source(config: &Config, events: source::Events, metrics: &Metrics
             tracing::error!(%error, "manifests are no longer followed");
         }
     });
-    Ok(())
+}
+
+/// Ends when the process shall: on a signal, or when the configuration file has changed, which
+/// `changed` is told.
+async fn stop(watch: Option<FileWatch>, changed: oneshot::Sender<anyhow::Error>) {
+    let change = async {
+        match watch {
+            Some(watch) => watch.updated().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = stop_signal() => {}
+        error = change => {
+            let _ = changed.send(error);
+        }
+    }
 }
 
 async fn stop_signal() {

@@ -36,6 +36,8 @@ pub enum Exchange {
         method: &'static str,
         /// As above.
         host: Arc<str>,
+        /// How long the limit of requests held it back before it was made.
+        waited: Duration,
         /// From the request to the end of the answer.
         duration: Duration,
         /// Bytes of the request's body.

@@ -1,6 +1,7 @@
 //! The command line: kube-proxy's flags, ferrule's own, and ferrule's subcommands.
 
 mod groups;
+mod listing;
 mod syntax;
 mod values;
 
@@ -11,6 +12,7 @@ use clap::error::ContextKind;
 use clap::{Args, Command, FromArgMatches};
 
 use super::decode::NanosOrText;
+use super::duration::GoDuration;
 use super::go::quote_list;
 use super::schema::{ClusterCidrs, KubeProxyConfiguration, Logging, VModule};
 use super::{KUBERNETES_MINOR, KUBERNETES_VERSION, ProxyMode};

@@ -3,36 +3,60 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use super::document::locate::Place;
 use super::flags::{Flags, Version};
 use super::go::{append_port, split_host_port};
 use super::schema::{self, KubeProxyConfiguration};
 use super::{
-    Action, Api, Config, ConfigError, Conntrack, FeatureGates, Ipvs, KUBERNETES_VERSION, LogFormat, Logging, ProxyMode,
-    Servers, file, validate,
+    Action, Api, Config, ConfigError, Conntrack, FeatureGates, Ipvs, KUBERNETES_VERSION, Loaded, LogFormat, Logging,
+    ProxyMode, Remark, Servers, file, validate,
 };
 use crate::net::{parse_cidr, parse_ip};
 use crate::plan::build::{DetectLocal, NodePortSetting, Settings};
 
 /// The steps of kube-proxy in its order, which decides about the one error that is reported.
-pub(crate) fn resolve(
-    flags: &Flags,
-    warnings: &mut Vec<String>,
-    infos: &mut Vec<String>,
-) -> Result<Config, ConfigError> {
-    let written = complete(flags, infos)?;
-    let gates = FeatureGates::set(&written.feature_gates, warnings, infos).map_err(ConfigError::Complete)?;
+pub(crate) fn resolve(flags: &Flags) -> Loaded {
+    let mut loaded = Loaded {
+        completing: Vec::new(),
+        logging: None,
+        listing: Vec::new(),
+        checking: Vec::new(),
+        config: Err(ConfigError::Complete(String::new())),
+        places: Vec::new(),
+    };
+    loaded.config = steps(flags, &mut loaded);
+    loaded
+}
+
+fn steps(flags: &Flags, loaded: &mut Loaded) -> Result<Config, ConfigError> {
+    let written = complete(flags, loaded)?;
+    let gates = FeatureGates::set(&written.feature_gates, &mut loaded.completing).map_err(ConfigError::Complete)?;
     validate::logging(&written.logging, &gates).map_err(ConfigError::Logging)?;
+    loaded.logging = Some(logging(&written.logging));
+    loaded.listing = flags.listing(&written);
+    // The checks set the gates once more, on a copy, and say so again.
+    let is_set = |remark: &&Remark| matches!(remark, Remark::GateSet { .. });
+    loaded.checking.extend(loaded.completing.iter().filter(is_set).cloned());
+    loaded.checking.push(Remark::GatesUpdated(gates.set_ones().clone()));
     validate::configuration(&written).map_err(ConfigError::Validate)?;
     config(flags, written, gates)
 }
 
 /// Everything that can be filled in before checks.
-fn complete(flags: &Flags, infos: &mut Vec<String>) -> Result<KubeProxyConfiguration, ConfigError> {
+fn complete(flags: &Flags, loaded: &mut Loaded) -> Result<KubeProxyConfiguration, ConfigError> {
+    let remarks = &mut loaded.completing;
     let mut written = match flags.config_file() {
         Some(path) => {
-            let read = file::read(path).map_err(ConfigError::Complete)?;
+            let shown = |places: Vec<Place>| {
+                let shown = places.iter().map(|at| format!("{}:{}:{}", path.display(), at.line, at.column));
+                shown.collect::<Vec<_>>()
+            };
+            let read = file::read(path).map_err(|refused| {
+                loaded.places = shown(refused.places);
+                ConfigError::Complete(refused.error)
+            })?;
             if let Some(complaint) = read.complaint {
-                infos.push(format!("Using lenient decoding as strict decoding failed: {complaint}"));
+                remarks.push(Remark::LenientDecoding { complaint, places: shown(read.places) });
             }
             read.configuration
         }
@@ -45,7 +69,9 @@ fn complete(flags: &Flags, infos: &mut Vec<String>) -> Result<KubeProxyConfigura
         }
     };
     flags.override_logging(&mut written.logging);
-    infos.extend(written.set_platform_defaults().map(str::to_owned));
+    if written.set_platform_defaults() {
+        remarks.push(Remark::ModeChosen);
+    }
     let hostname = flags.general.hostname_override.as_str();
     if !hostname.is_empty() {
         written.hostname_override = hostname.trim().to_lowercase();
@@ -103,6 +129,7 @@ fn config(flags: &Flags, written: KubeProxyConfiguration, gates: FeatureGates) -
             Version::Override(version) => version.clone(),
             _ => KUBERNETES_VERSION.to_owned(),
         },
+        flags: flags.listing(&written),
         document: written.settled(),
     })
 }
@@ -171,13 +198,16 @@ fn api(flags: &Flags, written: &KubeProxyConfiguration) -> Api {
     Api {
         kubeconfig: Some(PathBuf::from(&client.kubeconfig)).filter(|path| !path.as_os_str().is_empty()),
         master: Some(flags.api.master.clone()).filter(|master| !master.is_empty()),
-        // The client library's own default stands in for zero.
+        // The client library's own defaults stand in for zero; a burst of zero alone is refused.
         qps: match client.qps {
             0.0 => Some(5.0),
             qps if qps < 0.0 => None,
             qps => Some(qps),
         },
-        burst: u32::try_from(client.burst).unwrap_or(0),
+        burst: match (client.qps, client.burst) {
+            (0.0, 0) => 10,
+            (_, burst) => u32::try_from(burst).unwrap_or(0),
+        },
         content_type: client.content_type.clone(),
         accept_content_types: client.accept_content_types.clone(),
     }

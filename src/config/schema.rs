@@ -237,10 +237,10 @@ impl KubeProxyConfiguration {
         default_time(&mut self.config_sync_period, CONFIG_SYNC_PERIOD);
     }
 
-    /// The defaults that depend on the platform, for a file as for flags. Returns what is worth
-    /// telling the operator.
-    pub(crate) fn set_platform_defaults(&mut self) -> Option<&'static str> {
-        let chosen = self.mode.is_empty().then_some("Using iptables proxy");
+    /// The defaults that depend on the platform, for a file as for flags. True if the mode is one
+    /// of them.
+    pub(crate) fn set_platform_defaults(&mut self) -> bool {
+        let chosen = self.mode.is_empty();
         default_text(&mut self.mode, "iptables");
         if self.mode == "nftables" && self.node_port_addresses.is_empty() {
             self.node_port_addresses.push("primary".to_owned());

@@ -66,11 +66,10 @@ impl Requests {
                 let code = code.map_or_else(|| "<error>".to_owned(), |code| code.to_string());
                 self.requests.with_label_values(&[&*code, method, host]).inc();
             }
-            Exchange::Complete { method, host, duration, sent, received } => {
+            Exchange::Complete { method, host, waited, duration, sent, received } => {
                 let labels = &[method, &**host];
                 self.duration.with_label_values(labels).observe(duration.as_secs_f64());
-                // Nothing limits our requests: a node makes a handful in an hour.
-                self.rate_limiter.with_label_values(labels).observe(0.0);
+                self.rate_limiter.with_label_values(labels).observe(waited.as_secs_f64());
                 self.request_size.with_label_values(labels).observe(*sent as f64);
                 self.response_size.with_label_values(labels).observe(*received as f64);
             }

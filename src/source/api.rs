@@ -13,6 +13,7 @@ mod backoff;
 mod connection;
 mod decode;
 mod exchange;
+mod limit;
 mod observed;
 mod outage;
 mod proxy;
@@ -21,6 +22,7 @@ mod target;
 mod watch;
 
 pub use connection::{Connection, ConnectionError, Settings};
+pub use limit::Rate;
 
 use self::request::Resource;
 use self::watch::Watch;

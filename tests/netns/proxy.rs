@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -194,6 +194,11 @@ impl<'w> Proxy<'w> {
     pub fn terminate(mut self) {
         kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
         eventually(LONG, "ferrule ends after SIGTERM", || self.child.try_wait().unwrap());
+    }
+
+    /// Waits until it ends by itself.
+    pub fn ended(mut self) -> ExitStatus {
+        eventually(LONG, "ferrule ends by itself", || self.child.try_wait().unwrap())
     }
 
     /// Ends it as a crash does, alone: programs that it has started run on.

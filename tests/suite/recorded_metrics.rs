@@ -144,8 +144,8 @@ fn a_life(case: &str) -> Metrics {
     let host: Arc<str> = "apiserver.test:6443".into();
     metrics.count_request(&Exchange::Answered { method: "GET", host: host.clone(), code: Some(200) });
     metrics.count_request(&Exchange::Answered { method: "POST", host: host.clone(), code: Some(201) });
-    let duration = Duration::from_millis(8);
-    metrics.count_request(&Exchange::Complete { method: "POST", host, duration, sent: 207, received: 451 });
+    let (waited, duration) = (Duration::ZERO, Duration::from_millis(8));
+    metrics.count_request(&Exchange::Complete { method: "POST", host, waited, duration, sent: 207, received: 451 });
     metrics
 }
 

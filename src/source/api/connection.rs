@@ -10,6 +10,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use k8s_openapi::jiff::Timestamp;
 use kube::client::ClientBuilder;
@@ -17,12 +18,17 @@ use kube::config::ExecAuthCluster;
 use kube::{Client, Config};
 use tokio::sync::Mutex;
 
+use super::limit::{Limit, Rate};
 use super::observed::{Observed, Told};
 use super::target::Target;
 use crate::source::Exchange;
 
 /// Where a pod finds its account.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+/// kube-proxy's words for a burst of zero (`--kube-api-burst`, `clientConnection.burst`).
+const NO_BURST: &str =
+    "burst is required to be greater than 0 when RateLimiter is not set and QPS is set to greater than 0";
 
 /// Where the API server is, as configured. With neither part, the pod's own account is used.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +39,8 @@ pub struct Settings {
     /// `--master`: URL of the server, in place of the kubeconfig's. Alone, it is asked without
     /// credentials.
     pub master: Option<String>,
+    /// How often it may be asked; `None` for no limit. Watches count once, when they begin.
+    pub rate: Option<Rate>,
 }
 
 /// Why the API server cannot be asked.
@@ -62,6 +70,7 @@ pub enum ConnectionError {
 /// A way to an API server, shared by all that ask it something.
 pub struct Connection {
     server: String,
+    limit: Limit,
     target: Option<Arc<Target>>,
     told: Told,
     current: Mutex<Current>,
@@ -86,24 +95,31 @@ type Files = Vec<(PathBuf, Option<Vec<u8>>)>;
 impl Connection {
     /// Finds the server and reads the credentials; does not connect yet.
     pub async fn new(settings: &Settings) -> Result<Connection, ConnectionError> {
+        if settings.kubeconfig.is_none() && settings.master.is_none() {
+            tracing::info!("Neither kubeconfig file nor master URL was specified, falling back to in-cluster config");
+        }
         let env = |name: &str| std::env::var(name).ok();
         let target = Arc::new(Target::new(settings, &env, Path::new(SERVICE_ACCOUNT))?);
         let server = target.server.to_string().trim_end_matches('/').to_string();
+        if settings.rate.is_some_and(|rate| rate.burst == 0) {
+            return Err(ConnectionError::Unusable(NO_BURST.to_string()));
+        }
         let told = Told::default();
         let current = Mutex::new(target.clone().connect(&told).await?);
-        Ok(Connection { server, target: Some(target), told, current })
+        Ok(Connection { server, limit: Limit::new(settings.rate), target: Some(target), told, current })
     }
 
     /// A connection through a client made elsewhere. `server` is its name in the log.
     pub fn over(client: Client, server: &str) -> Connection {
         let current = Current { client, files: Vec::new(), refused: false, complained: false };
-        Connection { server: server.to_string(), target: None, told: Told::default(), current: Mutex::new(current) }
+        let (limit, told) = (Limit::new(None), Told::default());
+        Connection { server: server.to_string(), limit, target: None, told, current: Mutex::new(current) }
     }
 
     /// Tells about every request from now on; only the first call counts. Not of a connection
     /// [`over`](Self::over) another client.
     pub fn observe(&self, tell: impl Fn(&Exchange) + Send + Sync + 'static) {
-        let _ = self.told.set(Box::new(tell));
+        self.told.begin(Box::new(tell));
     }
 
     /// URL of the server.
@@ -111,9 +127,12 @@ impl Connection {
         &self.server
     }
 
-    /// The client for a request. It is made anew if a file it was made of has changed, its
+    /// The client for a request, once the limit allows one. It is made anew if a file it was made of has changed, its
     /// credentials have run out or were refused; if that fails, the one in use is kept.
     pub async fn client(&self) -> Client {
+        let began = Instant::now();
+        self.limit.wait().await;
+        self.told.has_waited(began.elapsed());
         let mut current = self.current.lock().await;
         let Some(target) = &self.target else { return current.client.clone() };
         let expired = current.client.valid_until().is_some_and(|end| end <= Timestamp::now());

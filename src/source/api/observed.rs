@@ -2,9 +2,10 @@
 //! makes them.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::{Request, Response};
 use http_body_util::BodyExt;
@@ -15,8 +16,19 @@ use tower::{BoxError, Service};
 
 use crate::source::Exchange;
 
-/// Who is told; nobody at first.
-pub(super) type Told = Arc<OnceLock<Box<dyn Fn(&Exchange) + Send + Sync>>>;
+/// Who is told; nobody at first. Clones are the same.
+#[derive(Clone, Default)]
+pub(super) struct Told(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    tell: OnceLock<Box<Tell>>,
+    /// Nanoseconds that requests about to be made have waited for leave to be.
+    waited: AtomicU64,
+}
+
+/// Takes note of a request.
+pub(super) type Tell = dyn Fn(&Exchange) + Send + Sync;
 
 /// A client whose requests are told.
 #[derive(Clone)]
@@ -31,10 +43,31 @@ pub(super) struct Observed<S> {
 struct Answer {
     method: &'static str,
     host: Arc<str>,
+    waited: Duration,
     began: Instant,
     sent: u64,
     received: u64,
     told: Told,
+}
+
+// === impl Told ===
+
+impl Told {
+    /// Tells from now on, if nobody is told yet.
+    pub(super) fn begin(&self, tell: Box<Tell>) {
+        let _ = self.0.tell.set(tell);
+    }
+
+    /// A request has waited for leave to be made.
+    pub(super) fn has_waited(&self, time: Duration) {
+        self.0.waited.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn tell(&self, exchange: &Exchange) {
+        if let Some(tell) = self.0.tell.get() {
+            tell(exchange);
+        }
+    }
 }
 
 // === impl Observed ===
@@ -66,25 +99,21 @@ where
         };
         let (host, told) = (self.host.clone(), self.told.clone());
         let is_watch = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "watch=true"));
+        // With several at once, one may be told with the time of another: what they sum up to is right.
+        let waited = Duration::from_nanos(told.0.waited.swap(0, Ordering::Relaxed));
         let (sent, began) = (request.body().size_hint().exact().unwrap_or(0), Instant::now());
         let answered = self.inner.call(request);
         Box::pin(async move {
             let answer = answered.await.map_err(Into::into);
             let code = answer.as_ref().ok().map(|answer| answer.status().as_u16());
-            tell(&told, &Exchange::Answered { method, host: host.clone(), code });
+            told.tell(&Exchange::Answered { method, host: host.clone(), code });
             let answer = answer?.map(|body| body.map_err(Into::into));
             if is_watch {
                 return Ok(answer.map(BodyExt::boxed_unsync));
             }
-            let mut under_way = Answer { method, host, began, sent, received: 0, told };
+            let mut under_way = Answer { method, host, waited, began, sent, received: 0, told };
             Ok(answer.map(|body| body.map_frame(move |frame| under_way.pass(frame)).boxed_unsync()))
         })
-    }
-}
-
-fn tell(told: &Told, exchange: &Exchange) {
-    if let Some(told) = told.get() {
-        told(exchange);
     }
 }
 
@@ -99,9 +128,10 @@ impl Answer {
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        let Answer { method, host, began, sent, received, told } = self;
+        let Answer { method, host, waited, began, sent, received, told } = self;
         let (host, duration) = (host.clone(), began.elapsed());
-        tell(told, &Exchange::Complete { method, host, duration, sent: *sent, received: *received });
+        let (sent, received) = (*sent, *received);
+        told.tell(&Exchange::Complete { method, host, waited: *waited, duration, sent, received });
     }
 }
 
@@ -120,12 +150,13 @@ mod tests {
         let tell = move |exchange: &Exchange| {
             into.lock().unwrap().push(match exchange {
                 Exchange::Answered { method, host, code } => format!("{method} {host} {code:?}"),
-                Exchange::Complete { method, host, sent, received, .. } => {
-                    format!("{method} {host} sent {sent} received {received}")
+                Exchange::Complete { method, host, waited, sent, received, .. } => {
+                    format!("{method} {host} sent {sent} received {received} after {waited:?}")
                 }
             });
         };
-        assert!(told.set(Box::new(tell)).is_ok());
+        told.begin(Box::new(tell));
+        told.has_waited(Duration::from_millis(7));
         let inner = service_fn(move |_: Request<Body>| async move {
             let status = answer.ok_or("no connection")?;
             Ok::<_, BoxError>(Response::builder().status(status).body(Body::from(b"12345".to_vec())).unwrap())
@@ -143,7 +174,7 @@ mod tests {
     async fn what_is_told() {
         assert_eq!(
             told_of("POST", "/api/v1/events", Some(201)).await,
-            ["POST h:6443 Some(201)", "POST h:6443 sent 3 received 5"]
+            ["POST h:6443 Some(201)", "POST h:6443 sent 3 received 5 after 7ms"]
         );
         assert_eq!(told_of("GET", "/api/v1/services?a=b&watch=true", Some(200)).await, ["GET h:6443 Some(200)"]);
         assert_eq!(told_of("GET", "/api/v1/services?limit=1", None).await, ["GET h:6443 None"]);

@@ -99,12 +99,12 @@ impl Files {
     }
 
     fn settings(&self) -> Settings {
-        Settings { kubeconfig: Some(self.path("kubeconfig")), master: None }
+        Settings { kubeconfig: Some(self.path("kubeconfig")), ..Settings::default() }
     }
 }
 
 fn master(url: String) -> Settings {
-    Settings { kubeconfig: None, master: Some(url) }
+    Settings { master: Some(url), ..Settings::default() }
 }
 
 fn authorizations(fake: &FakeApi) -> Vec<Option<String>> {
@@ -412,5 +412,8 @@ async fn unusable_settings_say_what_is_wrong() {
     check(files, "there is no context \"y\"").await;
     let files = Files::new("{}", "{}");
     std::fs::remove_file(files.path("kubeconfig")).expect("the file");
-    check(files, "No such file").await;
+    check(files, "kubeconfig: no such file or directory").await;
+    let files = Files::new(&format!("{{{server}}}"), "{}");
+    let settings = Settings { rate: Some(api::Rate { per_second: 5.0, burst: 0 }), ..files.settings() };
+    assert!(refusal(&settings).await.starts_with("burst is required to be greater than 0"));
 }
