@@ -13,10 +13,13 @@
     reason = "all of this crate is a test: what goes wrong is to end it"
 )]
 
+mod comparison;
 mod objects;
 mod proxy;
 mod rules;
 mod tools;
+#[path = "../tracer/trace.rs"]
+mod tracer;
 mod traffic;
 mod world;
 
@@ -52,6 +55,7 @@ macro_rules! matrix {
 
 mod acceptance;
 mod balancing;
+mod comparison_check;
 mod crash;
 mod doors;
 mod faults;
@@ -63,3 +67,4 @@ mod refused;
 mod restart;
 mod rolling;
 mod self_check;
+mod untouched;
