@@ -19,9 +19,10 @@ use std::time::Duration;
 use http::header::{ACCEPT, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use prometheus::proto::MetricType;
+use tokio::task::JoinSet;
 
 use self::pages::{Form, Status};
-use crate::config::{Config, ProxyMode};
+use crate::config::{Config, ProxyMode, Servers};
 use crate::events::{Happening, Recorder};
 use crate::http::{self as server, Request, Response};
 use crate::metrics::{Metrics, encode, sample};
@@ -65,33 +66,40 @@ impl DebugServer {
         }
     }
 
-    /// Serves until the future is dropped. An address that cannot be had is tried again, or ends this with
-    /// an error if the operator says so (`bindAddressHardFail`).
-    pub async fn run(self, config: &Config, events: &Recorder) -> anyhow::Result<()> {
-        let address = config.servers.metrics;
-        let this = Arc::new(self);
-        loop {
-            match server::listen(address) {
-                Ok(listener) => {
-                    tracing::info!(%address, "serving metrics");
-                    let this = this.clone();
-                    return {
-                        server::serve(listener, Arc::new(move |request: &Request| this.answer(request))).await;
-                        Ok(())
-                    };
-                }
-                Err(error) => {
-                    let message = format!("starting metrics server failed: {address}: {error}");
-                    events.record(Happening::MetricsServerFailed(message.clone()));
-                    if config.servers.bind_address_hard_fail {
-                        anyhow::bail!("{message}; set metricsBindAddress to an address that is free");
+    /// Serves until the future is dropped. An address that cannot be had is tried again, or is the error with
+    /// which this ends if the operator says so (`bindAddressHardFail`).
+    pub fn run(self, servers: Servers, events: Recorder) -> impl Future<Output = anyhow::Error> {
+        // In a task of its own: whoever waits for the end may be busy with other things.
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            loop {
+                match server::listen(servers.metrics) {
+                    Ok(listener) => {
+                        tracing::info!(address = %servers.metrics, "serving metrics");
+                        let respond = move |request: &Request| self.answer(request);
+                        server::serve(listener, Arc::new(respond)).await;
+                        return anyhow::anyhow!("the metrics server ended");
                     }
-                    tracing::error!(
-                        "{message}; trying again every {} s; set metricsBindAddress to an address that is free",
-                        RETRY.as_secs()
-                    );
-                    tokio::time::sleep(RETRY).await;
+                    Err(error) => {
+                        let message = format!("starting metrics server failed: {}: {error}", servers.metrics);
+                        events.record(Happening::MetricsServerFailed(message.clone()));
+                        if servers.bind_address_hard_fail {
+                            return anyhow::anyhow!("{message}; set metricsBindAddress to an address that is free");
+                        }
+                        tracing::error!(
+                            "{message}; trying again every {} s; set metricsBindAddress to an address that is free",
+                            RETRY.as_secs()
+                        );
+                        tokio::time::sleep(RETRY).await;
+                    }
                 }
+            }
+        });
+        async move {
+            match tasks.join_next().await {
+                Some(Ok(error)) => error,
+                Some(Err(error)) => anyhow::Error::new(error).context("the metrics server ended abnormally"),
+                None => anyhow::anyhow!("the metrics server is gone"),
             }
         }
     }

@@ -16,16 +16,17 @@ use crate::command::System;
 use crate::config::{self, Action, Api, Config, FileWatch, ProxyMode};
 use crate::debug_server::DebugServer;
 use crate::events::Recorder;
+use crate::health::{Health, NodePorts};
 use crate::instance::Instance;
-use crate::metrics::{Metrics, Readers};
+use crate::metrics::{Metrics, Probe, Readers, Watch};
 use crate::net::IpFamily;
 use crate::plan::build::DetectLocal;
-use crate::source::api::{Connection, Rate};
+use crate::source::api::{Connection, Liveness, Rate};
 use crate::sync::Pipeline;
 use crate::sync::drive::drive;
 use crate::sync::notice::Observer;
 use crate::sync::pacer::Pace;
-use crate::{source, sysctl};
+use crate::{health, source, sysctl};
 
 /// Longest time without a full sync. (kube-proxy: `FullSyncPeriod`.)
 const FULL_SYNC_PERIOD: Duration = Duration::from_secs(3_600);
@@ -68,7 +69,7 @@ async fn run_iptables(config: Config, stop: impl Future<Output = ()>) -> anyhow:
         sysctl::allow_localhost_node_ports()?;
     }
     let iptables = apply::Settings { mark: config.masquerade_mark, drop_invalid: !sysctl::conntrack_is_liberal() };
-    let pipelines = tools
+    let pipelines: Vec<_> = tools
         .into_iter()
         .map(|(family, tools)| {
             tracing::info!(%family, tools = ?tools.features.variant, "iptables mode");
@@ -79,7 +80,8 @@ async fn run_iptables(config: Config, stop: impl Future<Output = ()>) -> anyhow:
 
     let (events, receiver) = mpsc::channel(EVENT_BACKLOG);
     tokio::spawn(source::addresses::run(events.clone()));
-    let metrics = metrics(&config)?;
+    let health = Health::new(2 * config.sync_period);
+    let metrics = metrics(&config, &health, connection.as_ref())?;
     if let Some(connection) = &connection {
         let metrics = metrics.clone();
         connection.observe(move |exchange| metrics.count_request(exchange));
@@ -90,26 +92,45 @@ async fn run_iptables(config: Config, stop: impl Future<Output = ()>) -> anyhow:
         let has_pod_cidr = || state.node().is_some_and(|node| !node.pod_cidrs.is_empty());
         state.is_synced() && (!waits_for_pod_cidr || has_pod_cidr())
     };
-    let observers: Vec<Box<dyn Observer>> = vec![Box::new(metrics.recorder())];
+    let recorder = Recorder::default();
+    let node_ports = NodePorts::new(pipelines.iter().map(Pipeline::family), &health, &recorder);
+    let observers: Vec<Box<dyn Observer>> =
+        vec![Box::new(health.clone()), Box::new(node_ports), Box::new(metrics.recorder())];
     let debug = DebugServer::new(&config, &config.document.to_configz_json(), metrics);
-    let debug = tokio::spawn(async move { debug.run(&config, &Recorder::default()).await });
+    let debug = debug.run(config.servers.clone(), recorder.clone());
+    let probes = async {
+        let Some(address) = config.servers.healthz else { return std::future::pending().await };
+        health::serve(health, address, config.servers.bind_address_hard_fail, recorder).await
+    };
     tokio::select! {
+        // First, so that an address that must be had is asked for before a rule is written.
+        biased;
+        failed = probes => return Err(failed.into()),
+        failed = debug => return Err(failed),
         () = drive(pipelines, pace, receiver, ready, observers, stop) => {}
-        // It ends only if it must not go on.
-        failed = debug => return failed.context("the metrics server ended abnormally")?,
     }
     tracing::info!("stopped; rules stay in the kernel");
     Ok(())
 }
 
-/// Metrics of iptables mode, with the kernel's counters.
-fn metrics(config: &Config) -> anyhow::Result<Metrics> {
+/// Metrics of iptables mode, with what is read at a scrape: the kernel's counters, probes, watches.
+fn metrics(config: &Config, health: &Health, connection: Option<&Connection>) -> anyhow::Result<Metrics> {
     let packets = |name: &'static str| move || netlink::packets(name).ok().flatten();
+    let (probes, liveness) = (health.probes().clone(), connection.map(|connection| connection.liveness().clone()));
     let readers = Readers {
         invalid_dropped: Box::new(packets(NFACCT_INVALID_DROPPED)),
         localhost_accepted: Box::new(packets(NFACCT_LOCALHOST_ACCEPTED)),
-        probes: Box::new(Vec::new),
-        watches: Box::new(Vec::new),
+        probes: Box::new(move || {
+            let all = [("/healthz", &probes.healthz), ("/livez", &probes.livez)];
+            let by_code = |(path, answers): (_, &health::Answers)| {
+                answers.by_code().map(|(code, answers)| Probe { path, code, answers })
+            };
+            all.into_iter().flat_map(by_code).collect()
+        }),
+        watches: Box::new(move || {
+            let states = liveness.iter().flat_map(Liveness::read);
+            states.map(|at| Watch { kind: at.kind.to_string(), silent: at.silent, connected: at.connected }).collect()
+        }),
     };
     Metrics::new(config, readers).context("cannot set metrics up")
 }

@@ -14,6 +14,7 @@ mod connection;
 mod decode;
 mod exchange;
 mod limit;
+mod liveness;
 mod observed;
 mod outage;
 mod proxy;
@@ -23,6 +24,7 @@ mod watch;
 
 pub use connection::{Connection, ConnectionError, Settings};
 pub use limit::Rate;
+pub use liveness::{Liveness, WatchState};
 
 use self::request::Resource;
 use self::watch::Watch;

@@ -19,6 +19,7 @@ use kube::{Client, Config};
 use tokio::sync::Mutex;
 
 use super::limit::{Limit, Rate};
+use super::liveness::Liveness;
 use super::observed::{Observed, Told};
 use super::target::Target;
 use crate::source::Exchange;
@@ -74,6 +75,7 @@ pub struct Connection {
     target: Option<Arc<Target>>,
     told: Told,
     current: Mutex<Current>,
+    liveness: Liveness,
 }
 
 /// The client in use.
@@ -104,16 +106,17 @@ impl Connection {
         if settings.rate.is_some_and(|rate| rate.burst == 0) {
             return Err(ConnectionError::Unusable(NO_BURST.to_string()));
         }
-        let told = Told::default();
+        let (limit, told, liveness) = (Limit::new(settings.rate), Told::default(), Liveness::new());
         let current = Mutex::new(target.clone().connect(&told).await?);
-        Ok(Connection { server, limit: Limit::new(settings.rate), target: Some(target), told, current })
+        Ok(Connection { server, limit, target: Some(target), told, current, liveness })
     }
 
     /// A connection through a client made elsewhere. `server` is its name in the log.
     pub fn over(client: Client, server: &str) -> Connection {
         let current = Current { client, files: Vec::new(), refused: false, complained: false };
-        let (limit, told) = (Limit::new(None), Told::default());
-        Connection { server: server.to_string(), limit, target: None, told, current: Mutex::new(current) }
+        let (limit, told, liveness) = (Limit::new(None), Told::default(), Liveness::new());
+        let (server, current) = (server.to_string(), Mutex::new(current));
+        Connection { server, limit, target: None, told, current, liveness }
     }
 
     /// Tells about every request from now on; only the first call counts. Not of a connection
@@ -125,6 +128,11 @@ impl Connection {
     /// URL of the server.
     pub fn server(&self) -> &str {
         &self.server
+    }
+
+    /// How the watches on it are.
+    pub fn liveness(&self) -> &Liveness {
+        &self.liveness
     }
 
     /// The client for a request, once the limit allows one. It is made anew if a file it was made of has changed, its
