@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use futures::StreamExt;
-use inotify::{Inotify, WatchMask};
+use inotify::{EventMask, Inotify, WatchMask};
 
 /// A watch of the file that a path leads to now. Symbolic links are followed once: a link that is
 /// made to lead elsewhere later, as a ConfigMap volume does with every update, is not noticed, and
@@ -30,20 +30,12 @@ impl FileWatch {
             Ok(events) => events,
             Err(error) => return anyhow::Error::new(error).context("cannot watch the configuration file"),
         };
-        loop {
-            match events.next().await {
-                // The file is gone, and the kernel's watch with it.
-                Some(Ok(event)) if event.mask.contains(inotify::EventMask::IGNORED) => {
-                    return std::future::pending().await;
-                }
-                Some(Ok(_)) => {
-                    return anyhow::anyhow!("content of the proxy server's configuration file was updated");
-                }
-                Some(Err(error)) => {
-                    return anyhow::Error::new(error).context("cannot watch the configuration file");
-                }
-                None => return std::future::pending().await,
-            }
+        match events.next().await {
+            // The file is gone, and the kernel's watch with it.
+            Some(Ok(event)) if event.mask.contains(EventMask::IGNORED) => std::future::pending().await,
+            Some(Ok(_)) => anyhow::anyhow!("content of the proxy server's configuration file was updated"),
+            Some(Err(error)) => anyhow::Error::new(error).context("cannot watch the configuration file"),
+            None => std::future::pending().await,
         }
     }
 }

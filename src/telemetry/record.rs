@@ -83,7 +83,7 @@ impl Record {
         for (name, value) in &self.fields {
             match value {
                 Value::Text(value) if value.contains('\n') => {
-                    write!(text, " {name}=<\n")?;
+                    writeln!(text, " {name}=<")?;
                     for line in value.strip_suffix('\n').unwrap_or(value).split('\n') {
                         writeln!(text, "\t{line}")?;
                     }

@@ -136,7 +136,7 @@ fn the_recorded_rules_of_a_kube_proxy_are_taken_over(case: Case) {
     let text = |step: &str, family: Family| {
         let name = if family == Family::V4 { "iptables-save.txt" } else { "ip6tables-save.txt" };
         let path = case_dir.join(step).join(name);
-        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     };
     let load = |text: &str, family: Family, options: &[&str]| {
         world.node.exec(&world.tools.real(family, "-restore"), options, text);
