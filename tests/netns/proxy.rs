@@ -206,7 +206,7 @@ impl<'w> Proxy<'w> {
     }
 
     /// Waits until it ends by itself.
-    pub fn ended(mut self) -> ExitStatus {
+    pub fn wait(mut self) -> ExitStatus {
         eventually(LONG, "ferrule ends by itself", || self.child.try_wait().unwrap())
     }
 

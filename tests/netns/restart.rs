@@ -28,7 +28,7 @@ fn a_changed_configuration_file_ends_the_proxy(case: Case) {
     let before = state(&world);
     let mut file = File::options().append(true).open(world.dir().join("config.json")).unwrap();
     file.write_all(b"\n").unwrap();
-    let status = proxy.ended();
+    let status = proxy.wait();
     assert_eq!(status.code(), Some(1));
     let log = fs::read_to_string(world.log_path()).unwrap();
     for message in ["Error running ProxyServer", "command failed"] {
