@@ -37,6 +37,10 @@ pub mod telemetry;
 pub mod cleanup;
 pub mod startup;
 
+pub mod metrics;
+
+pub mod debug_server;
+
 pub mod run;
 
 pub mod cli;

@@ -8,19 +8,22 @@ use anyhow::{Context, bail};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::backend::iptables::apply::{self, Iptables};
-use crate::backend::iptables::netlink::Counters;
+use crate::backend::iptables::compile::{NFACCT_INVALID_DROPPED, NFACCT_LOCALHOST_ACCEPTED};
+use crate::backend::iptables::netlink::{self, Counters};
 use crate::backend::iptables::tools::Tools;
 use crate::cluster::{ClusterState, Event};
 use crate::command::System;
 use crate::config::{self, Action, Api, Config, FileWatch, ProxyMode};
+use crate::debug_server::DebugServer;
 use crate::events::sink::Reporter;
 use crate::events::{Happening, Recorder};
 use crate::health::{Health, NodePorts};
 use crate::instance::Instance;
+use crate::metrics::{Metrics, Probe, Readers, Watch};
 use crate::model::Node;
 use crate::net::IpFamily;
 use crate::plan::build::DetectLocal;
-use crate::source::api::{Connection, Rate};
+use crate::source::api::{Connection, Liveness, Rate};
 use crate::startup::node::{self, Early, NodeLog};
 use crate::sync::Pipeline;
 use crate::sync::drive::drive;
@@ -44,8 +47,6 @@ struct Started {
     sysctls: Sysctls,
     early: Early,
     events: mpsc::Receiver<Event>,
-    /// The API server, if objects come from one.
-    connection: Option<Arc<Connection>>,
     /// Lets the source go on to what is only of use to the loop.
     begin: oneshot::Sender<()>,
 }
@@ -74,23 +75,30 @@ fn write_config(config: &Config, path: &Path) -> anyhow::Result<()> {
 }
 
 async fn run_iptables(config: Config, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    // First of all, because it fails if the configuration is wrong.
+    let connection = connect(&config).await?;
     let settings = Arc::new(config.planning.clone());
     let pace = Pace { min: config.min_sync_period, retry: config.sync_period, max: FULL_SYNC_PERIOD };
     let (recorder, happenings) = Recorder::new(HAPPENING_BACKLOG);
     let health = Health::new(2 * config.sync_period);
+    let metrics = metrics(&config, &health, connection.as_deref())?;
+    if let Some(connection) = &connection {
+        let metrics = metrics.clone();
+        connection.observe(move |exchange| metrics.count_request(exchange));
+    }
     // Before the API server is reached: a proxy that waits for it is alive.
-    let probes = serve_probes(&config, health.clone(), recorder.clone());
-    tokio::pin!(stop, probes);
+    let servers = serve(&config, health.clone(), metrics.clone(), recorder.clone());
+    tokio::pin!(stop, servers);
     let started = tokio::select! {
         biased;
-        failed = &mut probes => return Err(failed.into()),
-        started = start(&config) => started?,
+        failed = &mut servers => return Err(failed),
+        started = start(&config, connection.clone()) => started?,
         () = &mut stop => {
             tracing::info!("stopped before anything was changed; rules stay in the kernel");
             return Ok(());
         }
     };
-    let Started { _instance, tools, sysctls, early, events, connection, begin } = started;
+    let Started { _instance, tools, sysctls, early, events, begin } = started;
     if config.action == Action::InitOnly {
         for (family, _) in tools {
             tracing::info!(ipFamily = %family, "System initialized and --init-only specified");
@@ -115,11 +123,12 @@ async fn run_iptables(config: Config, stop: impl Future<Output = ()>) -> anyhow:
     let _ = begin.send(());
     let node_ports = NodePorts::new(pipelines.iter().map(Pipeline::family), &health, &recorder);
     let node_log = NodeLog::new(early.node);
-    let observers: Vec<Box<dyn Observer>> = vec![Box::new(health), Box::new(node_ports), Box::new(node_log)];
+    let observers: Vec<Box<dyn Observer>> =
+        vec![Box::new(health), Box::new(node_ports), Box::new(node_log), Box::new(metrics.recorder())];
     tokio::select! {
         // First, so that an address that must be had is asked for before a rule is written.
         biased;
-        failed = &mut probes => return Err(failed.into()),
+        failed = &mut servers => return Err(failed),
         () = drive(pipelines, pace, early.events, events, ClusterState::is_synced, observers, stop) => {}
     }
     tracing::info!("stopped; rules stay in the kernel");
@@ -127,9 +136,7 @@ async fn run_iptables(config: Config, stop: impl Future<Output = ()>) -> anyhow:
 }
 
 /// All that comes before the first rule, in kube-proxy's order where an operator can tell.
-async fn start(config: &Config) -> anyhow::Result<Started> {
-    // First of all, because it fails if the configuration is wrong.
-    let connection = connect(config).await?;
+async fn start(config: &Config, connection: Option<Arc<Connection>>) -> anyhow::Result<Started> {
     tracing::info!(version = config.version, ferrule = env!("CARGO_PKG_VERSION"), "Version info");
     let sysctls = Sysctls::of_the_kernel();
     let _instance = Instance::acquire().await.context("cannot see to it that only one ferrule runs here")?;
@@ -139,7 +146,7 @@ async fn start(config: &Config) -> anyhow::Result<Started> {
     let (sender, mut events) = mpsc::channel(EVENT_BACKLOG);
     tokio::spawn(source::addresses::run(sender.clone()));
     let (begin, begun) = oneshot::channel();
-    start_source(config, connection.clone(), sender, async move { _ = begun.await });
+    start_source(config, connection, sender, async move { _ = begun.await });
     let settings = &config.planning;
     let needs = node::Needs {
         // Manifest files are not filled in by somebody else.
@@ -157,7 +164,29 @@ async fn start(config: &Config) -> anyhow::Result<Started> {
         );
         sysctls.allow_localhost_node_ports()?;
     }
-    Ok(Started { _instance, tools, sysctls, early, events, connection, begin })
+    Ok(Started { _instance, tools, sysctls, early, events, begin })
+}
+
+/// Metrics of iptables mode, with what is read at a scrape: the kernel's counters, probes, watches.
+fn metrics(config: &Config, health: &Health, connection: Option<&Connection>) -> anyhow::Result<Metrics> {
+    let packets = |name: &'static str| move || netlink::packets(name).ok().flatten();
+    let (probes, liveness) = (health.probes().clone(), connection.map(|connection| connection.liveness().clone()));
+    let readers = Readers {
+        invalid_dropped: Box::new(packets(NFACCT_INVALID_DROPPED)),
+        localhost_accepted: Box::new(packets(NFACCT_LOCALHOST_ACCEPTED)),
+        probes: Box::new(move || {
+            let all = [("/healthz", &probes.healthz), ("/livez", &probes.livez)];
+            let by_code = |(path, answers): (_, &health::Answers)| {
+                answers.by_code().map(|(code, answers)| Probe { path, code, answers })
+            };
+            all.into_iter().flat_map(by_code).collect()
+        }),
+        watches: Box::new(move || {
+            let states = liveness.iter().flat_map(Liveness::read);
+            states.map(|at| Watch { kind: at.kind.to_string(), silent: at.silent, connected: at.connected }).collect()
+        }),
+    };
+    Metrics::new(config, readers).context("cannot set metrics up")
 }
 
 /// The tools of each family the node has. (kube-proxy: dual-stack whenever both work.)
@@ -215,11 +244,21 @@ fn start_source(
     });
 }
 
-/// Serves `/healthz` and `/livez`; ends only where that is fatal.
-async fn serve_probes(config: &Config, health: Health, recorder: Recorder) -> health::ServeError {
-    match config.servers.healthz.filter(|_| config.action == Action::Run) {
-        Some(address) => health::serve(health, address, config.servers.bind_address_hard_fail, recorder).await,
-        None => std::future::pending().await,
+/// Serves probes, metrics and what is for debugging; ends only where that is fatal.
+async fn serve(config: &Config, health: Health, metrics: Metrics, recorder: Recorder) -> anyhow::Error {
+    if config.action != Action::Run {
+        return std::future::pending().await;
+    }
+    let debug = DebugServer::new(config, &config.document.to_configz_json(), metrics);
+    let debug = debug.run(config.servers.clone(), recorder.clone());
+    let probes = async {
+        let Some(address) = config.servers.healthz else { return std::future::pending().await };
+        health::serve(health, address, config.servers.bind_address_hard_fail, recorder).await
+    };
+    tokio::select! {
+        biased;
+        failed = probes => failed.into(),
+        failed = debug => failed,
     }
 }
 

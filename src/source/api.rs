@@ -15,6 +15,7 @@ mod decode;
 mod exchange;
 mod limit;
 mod liveness;
+mod observed;
 mod outage;
 mod proxy;
 mod request;

@@ -62,6 +62,7 @@ mod doors;
 mod faults;
 mod health;
 mod host;
+mod metrics;
 mod one_change;
 mod refusal;
 mod refused;

@@ -52,6 +52,8 @@ pub struct Service {
     pub affinity: Option<u32>,
     /// Its endpoints.
     pub endpoints: Vec<Endpoint>,
+    /// When those changed last, as its slice says.
+    pub changed_at: Option<String>,
 }
 
 /// An endpoint of a Service.
@@ -118,6 +120,7 @@ impl Service {
             health_check_port: None,
             affinity: None,
             endpoints: pods.iter().map(|pod| Endpoint::ready(world.pod(pod), family)).collect(),
+            changed_at: None,
         }
     }
 
@@ -190,7 +193,7 @@ impl Service {
             "spec": spec,
             "status": {"loadBalancer": {"ingress": ingress}},
         });
-        let slice = json!({
+        let mut slice = json!({
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
             "metadata": {
@@ -204,6 +207,9 @@ impl Service {
             }).collect::<Vec<_>>(),
             "endpoints": self.endpoints.iter().map(Endpoint::object).collect::<Vec<_>>(),
         });
+        if let Some(time) = &self.changed_at {
+            slice["metadata"]["annotations"] = json!({"endpoints.kubernetes.io/last-change-trigger-time": time});
+        }
         [service, slice]
     }
 }

@@ -21,6 +21,8 @@ mod oracle;
 mod pipeline;
 mod recorded_answers;
 mod recorded_calls;
+mod recorded_metrics;
+mod recorded_pages;
 mod recorded_rules;
 mod recordings;
 mod regress;
