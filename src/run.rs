@@ -76,7 +76,7 @@ async fn run_iptables(config: Config) -> anyhow::Result<()> {
         failed = &mut probes => return Err(failed.into()),
         started = start(&config) => started?,
         () = &mut stop => {
-            tracing::info!("stopped before anything was changed; rules stay in the kernel");
+            tracing::info!("stopped before any rule was written; those in the kernel stay");
             return Ok(());
         }
     };
