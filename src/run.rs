@@ -94,7 +94,7 @@ async fn run_iptables(config: Config, stop: impl Future<Output = ()>) -> anyhow:
         failed = &mut servers => return Err(failed),
         started = start(&config, connection.clone()) => started?,
         () = &mut stop => {
-            tracing::info!("stopped before anything was changed; rules stay in the kernel");
+            tracing::info!("stopped before any rule was written; those in the kernel stay");
             return Ok(());
         }
     };

@@ -55,7 +55,8 @@ pub async fn wait(events: &mut mpsc::Receiver<Event>, name: &Arc<str>, needs: Ne
     let mut early = Early::default();
     early.until(events, "the Node object", name, |early| early.synced).await;
     let has_addresses = |early: &Early| early.node.as_ref().is_some_and(|node| !node.addresses.is_empty());
-    if !has_addresses(&early) {
+    if !has_addresses(&early) && !needs.addresses.is_zero() {
+        tracing::info!(node = %name, seconds = needs.addresses.as_secs(), "waiting for addresses of the node");
         let wait = early.until(events, "addresses of the node", name, has_addresses);
         let _ = timeout(needs.addresses, wait).await;
     }
@@ -71,6 +72,8 @@ pub async fn wait(events: &mut mpsc::Receiver<Event>, name: &Arc<str>, needs: Ne
     let Some(patience) = needs.pod_cidrs else { return Ok(early) };
     let has_pod_cidrs = |early: &Early| early.node.as_ref().is_some_and(|node| !node.pod_cidrs.is_empty());
     if !has_pod_cidrs(&early) {
+        let seconds = patience.as_secs();
+        tracing::info!(node = %name, seconds, "waiting for spec.podCIDRs of the node (detectLocalMode: NodeCIDR)");
         let wait = early.until(events, "spec.podCIDRs of the node (detectLocalMode: NodeCIDR)", name, has_pod_cidrs);
         let _ = timeout(patience, wait).await;
     }
