@@ -19,7 +19,7 @@ use crate::sync::Pipeline;
 use crate::sync::drive::drive;
 use crate::sync::notice::Observer;
 use crate::sync::pacer::Pace;
-use crate::{source, sysctl};
+use crate::{conntrack, source, sysctl};
 
 /// Longest time without a full sync. (kube-proxy: `FullSyncPeriod`.)
 const FULL_SYNC_PERIOD: Duration = Duration::from_secs(3_600);
@@ -64,7 +64,7 @@ async fn run_iptables(config: Config) -> anyhow::Result<()> {
         let has_pod_cidr = || state.node().is_some_and(|node| !node.pod_cidrs.is_empty());
         state.is_synced() && (!waits_for_pod_cidr || has_pod_cidr())
     };
-    let observers: Vec<Box<dyn Observer>> = Vec::new();
+    let observers: Vec<Box<dyn Observer>> = vec![Box::new(conntrack::reconciler::reconciler(|_| {}))];
     drive(pipelines, pace, receiver, ready, observers, stop_signal()).await;
     tracing::info!("stopped; rules stay in the kernel");
     Ok(())
