@@ -84,9 +84,11 @@ impl Change {
     pub fn of(plan: &Plan, scope: &Scope) -> Change {
         let is_udp = |name: &ServicePortName| name.protocol == Protocol::Udp;
         let ports = match scope {
-            Scope::Services(names) => {
-                names.iter().filter(|name| is_udp(name)).map(|name| (name.clone(), plan.services().get(name).cloned())).collect()
-            }
+            Scope::Services(names) => names
+                .iter()
+                .filter(|name| is_udp(name))
+                .map(|name| (name.clone(), plan.services().get(name).cloned()))
+                .collect(),
             Scope::Everything | Scope::Audit => {
                 let ports = plan.services().iter().filter(|(name, _)| is_udp(name));
                 ports.map(|(name, port)| (name.clone(), Some(port.clone()))).collect()

@@ -125,6 +125,7 @@ impl Table for Kernel {
                 Err(error) => match error.raw_os_error() {
                     // Filters are newer (Linux 5.8) than the rest.
                     Some(EINVAL | EOPNOTSUPP) if self.filters => {
+                        tracing::debug!(%family, %error, "this kernel lists flows of all protocols only");
                         self.filters = false;
                         continue;
                     }
@@ -225,8 +226,15 @@ impl Connection {
         mut take: impl FnMut(u16, NetlinkPayload<NetfilterMessage>) -> io::Result<bool>,
     ) -> io::Result<bool> {
         self.buffer.clear();
-        let length = self.socket.recv(&mut self.buffer, MSG_TRUNC)?;
-        let mut rest = self.buffer.get(..length).ok_or_else(|| io::Error::other("an answer of the kernel is too long"))?;
+        let length = loop {
+            match self.socket.recv(&mut self.buffer, MSG_TRUNC) {
+                // Signals end a wait with a time limit, whoever they are for.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => break other?,
+            }
+        };
+        let mut rest =
+            self.buffer.get(..length).ok_or_else(|| io::Error::other("an answer of the kernel is too long"))?;
         while !rest.is_empty() {
             let header = NetlinkBuffer::new_checked(rest).map_err(io::Error::other)?;
             let (length, flags) = (header.length() as usize, header.flags());

@@ -62,3 +62,4 @@ mod refused;
 mod restart;
 mod rolling;
 mod self_check;
+mod udp_flows;

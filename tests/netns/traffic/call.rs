@@ -100,7 +100,7 @@ impl Call {
         Ok(Outcome::Answer(answer(&buffer[..length], socket.local_addr()?.ip())?))
     }
 
-    fn connected(self, kind: SocketType) -> std::io::Result<OwnedFd> {
+    pub(super) fn connected(self, kind: SocketType) -> std::io::Result<OwnedFd> {
         let family = if self.to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let socket = socket(family, kind, None)?;
         set_socket_timeout(&socket, Timeout::Send, Some(self.patience))?;
