@@ -30,6 +30,7 @@ pub mod sync;
 pub mod conntrack;
 
 pub mod events;
+pub mod health;
 
 pub mod instance;
 pub mod sysctl;

@@ -13,10 +13,13 @@
     reason = "all of this crate is a test: what goes wrong is to end it"
 )]
 
+mod comparison;
 mod objects;
 mod proxy;
 mod rules;
 mod tools;
+#[path = "../tracer/trace.rs"]
+mod tracer;
 mod traffic;
 mod world;
 
@@ -52,9 +55,11 @@ macro_rules! matrix {
 
 mod acceptance;
 mod balancing;
+mod comparison_check;
 mod crash;
 mod doors;
 mod faults;
+mod health;
 mod host;
 mod one_change;
 mod refusal;
@@ -63,3 +68,4 @@ mod restart;
 mod rolling;
 mod self_check;
 mod udp_flows;
+mod untouched;

@@ -18,11 +18,14 @@ mod incremental;
 mod manifests;
 mod oracle;
 mod pipeline;
+mod recorded_answers;
 mod recorded_calls;
 mod recorded_rules;
 mod recordings;
 mod rendered;
 mod sizes;
 mod tidy;
+mod traced;
+#[path = "../tracer/trace.rs"]
 mod tracer;
-mod world;
+mod verdicts;

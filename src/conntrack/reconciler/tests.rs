@@ -282,9 +282,9 @@ async fn what_an_interrupted_listing_has_shown_goes_at_once() {
 async fn more_flows_than_are_held_at_once() {
     let mut rig = Rig::start();
     rig.remember(0, &[flow(0, 1)]);
-    let many = (0..=BATCH).map(|n| {
-        let endpoint = Backend { ip: [10, 9, (n >> 8) as u8, n as u8].into(), port: 1 + (n >> 16) as u16 };
-        Flow { endpoint, ..flow(0, 0) }
+    let many = (0..=u32::try_from(BATCH).unwrap()).map(|n| {
+        let [_, a, b, c] = n.to_be_bytes();
+        Flow { endpoint: Backend { ip: [10, a, b, c].into(), port: 53 }, ..flow(0, 0) }
     });
     rig.kernels[0].made().flows.extend(many);
     let scope = rig.set(0, &[1]);
