@@ -57,6 +57,7 @@ fn node_plan(addresses: NodePortAddresses) -> Arc<NodePlan> {
     Arc::new(NodePlan {
         family: IpFamily::V4,
         node_port_addresses: addresses,
+        health_check_addresses: NodePortAddresses::All,
         localhost_node_ports: true,
         pod_traffic: None,
     })

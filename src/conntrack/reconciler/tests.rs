@@ -108,6 +108,7 @@ impl Rig {
             let node = NodePlan {
                 family,
                 node_port_addresses: NodePortAddresses::All,
+                health_check_addresses: NodePortAddresses::All,
                 localhost_node_ports: true,
                 pod_traffic: None,
             };
