@@ -27,6 +27,8 @@ pub mod backend;
 
 pub mod sync;
 
+pub mod conntrack;
+
 pub mod events;
 pub mod health;
 

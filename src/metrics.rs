@@ -121,10 +121,10 @@ impl Metrics {
     }
 
     /// Counts a look at stale flows in conntrack: how long it took, and how many were deleted.
-    pub fn record_reconcile(&self, family: IpFamily, took: Duration, deleted: u64) {
+    pub fn record_reconcile(&self, family: IpFamily, took: Duration, deleted: usize) {
         let family = &[family.as_str()];
         self.0.proxy.reconcile.with_label_values(family).observe(took.as_secs_f64());
-        self.0.proxy.reconcile_deleted.with_label_values(family).inc_by(deleted);
+        self.0.proxy.reconcile_deleted.with_label_values(family).inc_by(deleted as u64);
     }
 
     /// Counts a failure to remove chains that are no longer used, in nftables mode.

@@ -30,7 +30,7 @@ use crate::sync::drive::drive;
 use crate::sync::notice::Observer;
 use crate::sync::pacer::Pace;
 use crate::sysctl::Sysctls;
-use crate::{cleanup, events, health, source, startup};
+use crate::{cleanup, conntrack, events, health, source, startup};
 
 /// Longest time without a full sync. (kube-proxy: `FullSyncPeriod`.)
 const FULL_SYNC_PERIOD: Duration = Duration::from_secs(3_600);
@@ -123,8 +123,12 @@ async fn run_iptables(config: Config, stop: impl Future<Output = ()>) -> anyhow:
     let _ = begin.send(());
     let node_ports = NodePorts::new(pipelines.iter().map(Pipeline::family), &health, &recorder);
     let node_log = NodeLog::new(early.node);
+    let reconciled = metrics.clone();
+    let flows = conntrack::reconciler::reconciler(move |outcome| {
+        reconciled.record_reconcile(outcome.family, outcome.took, outcome.deleted);
+    });
     let observers: Vec<Box<dyn Observer>> =
-        vec![Box::new(health), Box::new(node_ports), Box::new(node_log), Box::new(metrics.recorder())];
+        vec![Box::new(health), Box::new(node_ports), Box::new(node_log), Box::new(flows), Box::new(metrics.recorder())];
     tokio::select! {
         // First, so that an address that must be had is asked for before a rule is written.
         biased;

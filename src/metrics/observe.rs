@@ -70,6 +70,7 @@ impl Observer for Recorder {
                 self.show_pending();
                 self.inner.outstanding(*family, Outstanding::begin);
             }
+            Notice::Planned { .. } => {}
             Notice::Ended(sync) => self.ended(sync),
             Notice::Drifted(family) => {
                 self.inner.own.drift_found.with_label_values(&[family.as_str()]).inc();

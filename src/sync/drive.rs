@@ -173,7 +173,9 @@ impl<B: Backend + 'static, O: Observer> Loop<B, O> {
                 planning: now.elapsed(),
                 triggers: std::mem::take(&mut line.triggers),
             };
-            self.observer.notice(&Notice::Begun(line.pipeline.family()));
+            let family = line.pipeline.family();
+            self.observer.notice(&Notice::Begun(family));
+            self.observer.notice(&Notice::Planned { family, scope: job.scope(), plan: job.plan() });
             self.tasks.spawn(async move {
                 let began = Instant::now();
                 let done = job.run().await;

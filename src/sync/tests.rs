@@ -72,7 +72,7 @@ impl Observer for Listener {
             Notice::Event { event: Event::EndpointSlice(slice), changed } => {
                 format!("slice {} {}", slice.name, if **changed == Changed::Nothing { "again" } else { "new" })
             }
-            Notice::Event { .. } => return,
+            Notice::Event { .. } | Notice::Planned { .. } => return,
             Notice::Requested(_) => "requested".to_owned(),
             Notice::Begun(_) => "begun".to_owned(),
             Notice::Ended(sync) => format!(

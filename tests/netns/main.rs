@@ -69,4 +69,5 @@ mod refused;
 mod restart;
 mod rolling;
 mod self_check;
+mod udp_flows;
 mod untouched;
