@@ -24,7 +24,7 @@ FERRULE_SHARED ?= ../shared
 ARGS ?=
 
 IMAGE ?= ferrule:dev
-# Arguments for the image build, such as `--build-arg BASE=localhost/base`.
+# Arguments for the image build, such as `--build-arg BASE=localhost/base`: another base (see Dockerfile).
 IMAGE_ARGS ?=
 
 # Programs (or files) and the packages they come from.
@@ -84,7 +84,7 @@ endef
 .PHONY: help
 help: ## list the targets
 	@echo 'ferrule: a drop-in replacement for kube-proxy. Targets:'
-	sed -n 's/^\([a-z]*\):.* ## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-20s%s\n", $$1, $$2 }'
+	sed -n 's/^\([a-z-]*\):.* ## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-20s%s\n", $$1, $$2 }'
 
 .PHONY: demo
 demo: ## watch a proxy at work on real packets, in network namespaces of its own (root)
@@ -156,3 +156,38 @@ image: ## build the container image with docker, podman or buildah
 	  buildah build --isolation chroot -t '$(IMAGE)' $(IMAGE_ARGS) .
 	fi
 	echo 'make image: built $(IMAGE)'
+
+# Where the base of image-local is kept: what is in it changes with Debian, not with ferrule.
+LOCAL_BASE := localhost/ferrule-base
+LOCAL_PACKAGES := bash,ca-certificates,gcc,iproute2,ipset,iptables,kmod,libc6-dev,nftables
+
+.PHONY: image-local
+image-local: ## build it with buildah, without a daemon or a registry: Debian's packages, this Rust (root)
+	@$(needs)
+	needs buildah=buildah mmdebstrap=mmdebstrap
+	if ! buildah inspect '$(LOCAL_BASE)' >/dev/null 2>&1; then
+	  scratch=$$(mktemp -d)
+	  trap 'rm -rf "$$scratch"' EXIT
+	  suite=$$(. /etc/os-release; [[ $$ID == debian ]] && echo "$$VERSION_CODENAME" || echo bookworm)
+	  mmdebstrap --quiet --variant=essential --include='$(LOCAL_PACKAGES)' "$$suite" "$$scratch/base.tar"
+	  base=$$(buildah from scratch)
+	  buildah add --quiet "$$base" "$$scratch/base.tar" / >/dev/null
+	  buildah config --env PATH=/opt/rust/bin:/usr/sbin:/usr/bin:/sbin:/bin --env CARGO_HOME=/opt/cargo "$$base"
+	  buildah commit --quiet --rm "$$base" '$(LOCAL_BASE)' >/dev/null
+	fi
+	mkdir -p "$${CARGO_HOME:-$$HOME/.cargo}/registry"
+	buildah build --isolation chroot --layers -t '$(IMAGE)' \
+	  --build-arg BASE='$(LOCAL_BASE)' --build-arg BUILD_BASE='$(LOCAL_BASE)' \
+	  --volume "$$(rustc --print sysroot):/opt/rust:ro" \
+	  --volume "$${CARGO_HOME:-$$HOME/.cargo}/registry:/opt/cargo/registry" \
+	  --volume /etc/ssl/certs:/etc/ssl/certs:ro $(IMAGE_ARGS) .
+	echo "make image-local: built $(IMAGE), $$(buildah inspect --type image --format '{{.FromImageID}}' '$(IMAGE)' | xargs -I{} buildah images --format '{{.Size}}' {}) unpacked"
+
+.PHONY: image-test
+image-test: ## run what image-local built: the demo, both variants of iptables, least privilege (root)
+	@$(needs)
+	needs buildah=buildah $(KERNEL_TOOLS) setpriv=util-linux
+	container=$$(buildah from '$(IMAGE)')
+	trap 'buildah rm "$$container" >/dev/null' EXIT
+	unshare --mount --net --pid --fork --kill-child deploy/image/test "$$(buildah mount "$$container")"
+	echo 'make image-test: $(IMAGE) does what its manifests need'

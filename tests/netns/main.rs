@@ -13,6 +13,8 @@
     reason = "all of this crate is a test: what goes wrong is to end it"
 )]
 
+#[path = "../suite/api/server.rs"]
+mod fake_api;
 mod objects;
 mod proxy;
 mod rules;
@@ -56,6 +58,7 @@ mod crash;
 mod doors;
 mod faults;
 mod host;
+mod kubeadm;
 mod one_change;
 mod refusal;
 mod refused;

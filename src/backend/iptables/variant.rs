@@ -101,11 +101,7 @@ mod tests {
     struct Programs(Vec<(&'static str, &'static str)>);
 
     impl Run for Programs {
-        async fn run(
-            &self,
-            command: Command,
-            line: &mut (dyn FnMut(&str) + Send),
-        ) -> Result<Output, CommandError> {
+        async fn run(&self, command: Command, line: &mut (dyn FnMut(&str) + Send)) -> Result<Output, CommandError> {
             let asked = [&[command.program.clone()], command.args.as_slice()].concat().join(" ");
             // Without a table, all of them are printed.
             let printed = self.0.iter().filter(|(call, _)| *call == asked);
@@ -149,7 +145,10 @@ mod tests {
 
     #[test]
     fn either_family_decides() {
-        check(&[(NFT_MANGLE, ""), ("ip6tables-nft-save -t mangle", HINT), (LEGACY, TWO), (NFT, "")], Some(Variant::Nft));
+        check(
+            &[(NFT_MANGLE, ""), ("ip6tables-nft-save -t mangle", HINT), (LEGACY, TWO), (NFT, "")],
+            Some(Variant::Nft),
+        );
         let both = [(LEGACY, ONE), ("ip6tables-legacy-save", ONE)];
         check(&[[(NFT_MANGLE, ""), (NFT, ONE)], both].concat(), Some(Variant::Legacy));
     }
