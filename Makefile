@@ -123,6 +123,20 @@ lint: ## formatting, clippy and documentation, warnings denied
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
 	echo 'make lint: formatting, clippy and documentation are clean'
 
+.PHONY: chart
+chart: ## lint and render the Helm chart, read the PromQL of dashboard and alerts (Helm from PyPI)
+	@$(needs)
+	needs python3=python3 /usr/share/doc/python3-venv=python3-venv
+	tools="$${CARGO_TARGET_DIR:-target}/chart-tools"
+	wanted='helm-python-sdk==0.2.2 promql-parser==0.12.0 pyyaml==6.0.2'
+	if [[ "$$(cat "$$tools/installed" 2>/dev/null)" != "$$wanted" ]]; then
+	  python3 -m venv --clear "$$tools"
+	  "$$tools/bin/pip" install --quiet --disable-pip-version-check $$wanted
+	  echo "$$wanted" >"$$tools/installed"
+	fi
+	"$$tools/bin/python" tests/chart/check.py
+	echo 'make chart: the chart renders to what is expected'
+
 .PHONY: deny
 deny: ## check licences, duplicates and advisories of dependencies (compiles cargo-deny: minutes)
 	@$(needs)

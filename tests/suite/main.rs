@@ -13,6 +13,7 @@ mod api;
 mod clusters;
 mod config;
 mod decisions;
+mod deploy;
 mod equivalence;
 mod incremental;
 mod manifests;
