@@ -32,14 +32,14 @@ struct Found {
 /// If a program neither answers nor is missing.
 pub(super) async fn choose<R: Run>(run: &R) -> Result<Option<Variant>, CommandError> {
     // One table first: to print all of them takes minutes where there are very many rules.
-    let hint = saved(run, Variant::Nft, &["-t", "mangle"]).await?;
-    if hint.is_some_and(|found| found.kubelet) {
+    let mangle = saved(run, Variant::Nft, &["-t", "mangle"]).await?;
+    if mangle.is_some_and(|found| found.kubelet) {
         return Ok(Some(Variant::Nft));
     }
     // Never with `-t`: asked for a table, the legacy program makes it.
     let legacy = saved(run, Variant::Legacy, &[]).await?;
-    let (Some(_), Some(legacy)) = (hint, legacy) else {
-        return Ok(hint.map(|_| Variant::Nft).or(legacy.map(|_| Variant::Legacy)));
+    let (Some(_), Some(legacy)) = (mangle, legacy) else {
+        return Ok(mangle.map(|_| Variant::Nft).or(legacy.map(|_| Variant::Legacy)));
     };
     if legacy.kubelet {
         return Ok(Some(Variant::Legacy));
