@@ -102,8 +102,8 @@ mod tests {
 
     impl Run for Programs {
         async fn run(&self, command: Command, line: &mut (dyn FnMut(&str) + Send)) -> Result<Output, CommandError> {
-            let asked = [&[command.program.clone()], command.args.as_slice()].concat().join(" ");
-            // Without a table, all of them are printed.
+            let asked = format!("{} {}", command.program, command.args.join(" "));
+            let asked = asked.trim_end();
             let printed = self.0.iter().filter(|(call, _)| *call == asked);
             let text: Vec<&str> = printed.map(|(_, text)| *text).collect();
             if text.is_empty() {

@@ -200,8 +200,7 @@ fn the_program_has_these_metrics() {
         let short = ["kubeproxy_", "rest_client_"].iter().find_map(|prefix| name.strip_prefix(prefix));
         [Some(name), short].iter().flatten().any(|name| text.contains(&format!("\"{name}\"")))
     };
-    let missing: Vec<_> =
-        FAMILIES.iter().map(|(name, _)| *name).filter(|name| !is_there(name)).collect();
+    let missing: Vec<_> = FAMILIES.iter().map(|(name, _)| *name).filter(|name| !is_there(name)).collect();
     assert!(missing.is_empty(), "shown or alerted on, but not in src/metrics: {missing:?}");
 }
 
