@@ -163,13 +163,16 @@ image: ## build the container image with docker, podman or buildah
 	@$(needs)
 	if docker info >/dev/null 2>&1; then
 	  docker build -t '$(IMAGE)' $(IMAGE_ARGS) .
+	  size=$$(docker image ls --format '{{.Size}}' '$(IMAGE)')
 	elif command -v podman >/dev/null; then
 	  podman build -t '$(IMAGE)' $(IMAGE_ARGS) .
+	  size=$$(podman image ls --format '{{.Size}}' '$(IMAGE)')
 	else
 	  needs buildah=buildah
 	  buildah build --isolation chroot -t '$(IMAGE)' $(IMAGE_ARGS) .
+	  size=$$(buildah images --format '{{.Size}}' '$(IMAGE)')
 	fi
-	echo 'make image: built $(IMAGE)'
+	echo "make image: built $(IMAGE), $$size unpacked"
 
 # Where the base of image-local is kept: what is in it changes with Debian, not with ferrule.
 LOCAL_BASE := localhost/ferrule-base
@@ -195,7 +198,7 @@ image-local: ## build it with buildah, without a daemon or a registry: Debian's 
 	  --volume "$$(rustc --print sysroot):/opt/rust:ro" \
 	  --volume "$${CARGO_HOME:-$$HOME/.cargo}/registry:/opt/cargo/registry" \
 	  --volume /etc/ssl/certs:/etc/ssl/certs:ro $(IMAGE_ARGS) .
-	echo "make image-local: built $(IMAGE), $$(buildah inspect --type image --format '{{.FromImageID}}' '$(IMAGE)' | xargs -I{} buildah images --format '{{.Size}}' {}) unpacked"
+	echo "make image-local: built $(IMAGE), $$(buildah images --format '{{.Size}}' '$(IMAGE)') unpacked"
 
 .PHONY: image-test
 image-test: ## run what image-local built: the demo, both variants of iptables, least privilege (root)

@@ -1,6 +1,7 @@
 //! What `deploy/` holds: manifests, chart, dashboard, alerts.
 
 mod chart;
+mod distributions;
 mod manifests;
 mod monitoring;
 

@@ -128,10 +128,15 @@ impl Script {
             script.0 += &format!("mount -t tmpfs tmpfs {empty}\n");
         }
         script.mount(&binary(), "/usr/local/bin/kube-proxy", true);
-        // The limit of connections is the host's, and no namespace may set it: a file in its place.
-        let limit = world.dir().join("nf_conntrack_max");
-        fs::write(&limit, "65536\n").unwrap();
-        script.mount(&limit, "/proc/sys/net/netfilter/nf_conntrack_max", false);
+        // The limits of connections are the host's, and no namespace has its own: files in their place.
+        for (name, place, value) in [
+            ("nf_conntrack_max", "/proc/sys/net/netfilter/nf_conntrack_max", "65536\n"),
+            ("hashsize", "/sys/module/nf_conntrack/parameters/hashsize", "16384\n"),
+        ] {
+            let limit = world.dir().join(name);
+            fs::write(&limit, value).unwrap();
+            script.mount(&limit, place, false);
+        }
         script
     }
 
