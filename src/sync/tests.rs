@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::drive::drive;
+use super::notice::{Notice, Observer};
 use super::pacer::Pace;
 use super::*;
 use crate::cluster::Event;
@@ -60,9 +61,37 @@ impl Backend for Recorder {
     }
 }
 
+/// Writes down what it is told, a line each.
+#[derive(Clone, Default)]
+struct Listener(Arc<Mutex<Vec<String>>>);
+
+impl Observer for Listener {
+    fn notice(&mut self, notice: &Notice<'_>) {
+        self.0.lock().unwrap().push(match notice {
+            Notice::Started(family) => format!("started {family}"),
+            Notice::Event { event: Event::EndpointSlice(slice), changed } => {
+                format!("slice {} {}", slice.name, if **changed == Changed::Nothing { "again" } else { "new" })
+            }
+            Notice::Event { .. } => return,
+            Notice::Requested(_) => "requested".to_owned(),
+            Notice::Begun(_) => "begun".to_owned(),
+            Notice::Ended(sync) => format!(
+                "{:?} {} waited {:?} triggers {:?} services {}",
+                sync.occasion,
+                if sync.result.is_ok() { "done" } else { "failed" },
+                sync.waited.map(|waited| waited.as_millis()),
+                sync.triggers,
+                sync.plan.services().len()
+            ),
+            Notice::Drifted(_) => "drifted".to_owned(),
+        });
+    }
+}
+
 struct Rig {
     script: Arc<Mutex<Script>>,
     events: mpsc::Sender<Event>,
+    told: Listener,
 }
 
 impl Rig {
@@ -79,10 +108,11 @@ impl Rig {
             external_ips: true,
         });
         let pace = Pace { min: Duration::from_secs(1), retry: Duration::from_secs(30), max: Duration::from_secs(3600) };
+        let told = Listener::default();
         let backend = Recorder { script: script.clone(), start: Instant::now() };
         let pipelines = vec![Pipeline::new(IpFamily::V4, settings, pace, backend)];
-        tokio::spawn(drive(pipelines, pace, receiver, ClusterState::is_synced, (), std::future::pending()));
-        Rig { script, events }
+        tokio::spawn(drive(pipelines, pace, receiver, ClusterState::is_synced, told.clone(), std::future::pending()));
+        Rig { script, events, told }
     }
 
     async fn send(&self, event: Event) {
@@ -105,6 +135,11 @@ impl Rig {
         for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
             self.send(Event::Synced(kind)).await;
         }
+    }
+
+    /// What the observer was told since the last question.
+    fn told(&self) -> Vec<String> {
+        std::mem::take(&mut self.told.0.lock().unwrap())
     }
 
     fn calls(&self) -> Vec<Call> {
@@ -306,4 +341,67 @@ async fn what_the_kernel_refused_is_tried_again() {
     let at: Vec<_> = calls.iter().map(|call| call.at.as_secs()).collect();
     assert_eq!(at, [0, 30, 90], "and then it was accepted");
     assert_eq!(calls[1].scope, Scope::Everything);
+}
+
+fn caused(i: usize, endpoints: u8, at: &str) -> Event {
+    let mut slice = (*slice(i, endpoints)).clone();
+    slice.trigger_time = Some(at.into());
+    Event::EndpointSlice(Arc::new(slice))
+}
+
+#[tokio::test(start_paused = true)]
+async fn observers_are_told_what_becomes_of_changes() {
+    let rig = Rig::start();
+    rig.list(1).await;
+    rig.pass(10 * SECOND).await;
+    let first = "Audit done waited Some(0) triggers [] services 1";
+    assert_eq!(rig.told(), ["started IPv4", "slice svc-0-abc new", "requested", "begun", first]);
+
+    // What changes nothing is told, and asks for nothing.
+    rig.send(Event::EndpointSlice(slice(0, 2))).await;
+    rig.pass(10 * SECOND).await;
+    assert_eq!(rig.told(), ["slice svc-0-abc again"]);
+
+    rig.script.lock().unwrap().takes = SECOND;
+    rig.send(caused(0, 3, "one")).await;
+    rig.pass(SECOND / 2).await;
+    // While it is being written: served by the next sync, after the least interval.
+    rig.send(caused(0, 4, "two")).await;
+    rig.send(caused(0, 5, "three")).await;
+    rig.pass(10 * SECOND).await;
+    let told = rig.told();
+    let syncs: Vec<_> = told.iter().filter(|line| line.contains("done")).collect();
+    assert_eq!(syncs[0], "Request done waited Some(0) triggers [\"one\"] services 1");
+    assert_eq!(syncs[1], "Request done waited Some(1500) triggers [\"two\", \"three\"] services 1");
+}
+
+/// Latency is measured to the sync that succeeds.
+#[tokio::test(start_paused = true)]
+async fn what_a_failed_sync_served_is_told_with_the_next_one() {
+    let rig = Rig::start();
+    rig.list(2).await;
+    rig.pass(10 * SECOND).await;
+    rig.told();
+    rig.script.lock().unwrap().failures = [busy()].into();
+    rig.send(caused(0, 3, "zero")).await;
+    rig.send(caused(1, 3, "one")).await;
+    rig.pass(SECOND / 2).await;
+    // Of a slice that is gone, nothing is left to tell.
+    rig.send(Event::Deleted(ObjectRef::new(Kind::EndpointSlice, "ns", "svc-1-abc"))).await;
+    rig.pass(10 * SECOND).await;
+    let syncs: Vec<_> = rig.told().into_iter().filter(|line| line.contains("waited")).collect();
+    assert_eq!(syncs.len(), 2, "{syncs:?}");
+    assert!(syncs[0].contains("failed") && syncs[0].contains("[\"zero\", \"one\"]"), "{syncs:?}");
+    assert!(syncs[1].contains("done") && syncs[1].contains("triggers [\"zero\"]"), "{syncs:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn observers_are_told_of_drift() {
+    let rig = Rig::start();
+    rig.list(1).await;
+    rig.pass(SECOND).await;
+    rig.told();
+    rig.script.lock().unwrap().intact = [Intact::No].into();
+    rig.pass(31 * SECOND).await;
+    assert_eq!(rig.told().first().map(String::as_str), Some("drifted"));
 }

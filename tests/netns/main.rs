@@ -13,12 +13,15 @@
     reason = "all of this crate is a test: what goes wrong is to end it"
 )]
 
+mod comparison;
 #[path = "../suite/api/server.rs"]
 mod fake_api;
 mod objects;
 mod proxy;
 mod rules;
 mod tools;
+#[path = "../tracer/trace.rs"]
+mod tracer;
 mod traffic;
 mod world;
 
@@ -54,6 +57,7 @@ macro_rules! matrix {
 
 mod acceptance;
 mod balancing;
+mod comparison_check;
 mod crash;
 mod doors;
 mod faults;
@@ -65,3 +69,4 @@ mod refused;
 mod restart;
 mod rolling;
 mod self_check;
+mod untouched;

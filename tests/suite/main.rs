@@ -25,5 +25,7 @@ mod recordings;
 mod rendered;
 mod sizes;
 mod tidy;
+mod traced;
+#[path = "../tracer/trace.rs"]
 mod tracer;
-mod world;
+mod verdicts;
