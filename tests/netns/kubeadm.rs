@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::fake_api::FakeApi;
 use crate::fake_api::answer::Seen;
 use crate::fake_api::tls::{Tls, authority};
+use crate::health::probe_status;
 use crate::objects::{Objects, SERVICE_PORT, Service};
 use crate::proxy::{LONG, Proxy};
 use crate::traffic::{Call, Outcome, Proto};
@@ -68,6 +69,8 @@ fn a_kubeadm_daemonset_starts_it(case: Case) {
 
     reachable(&world, &proxy, &web);
     assert_eq!(tokens(api), ["Bearer the-first-token"]);
+    // The default addresses, which the zero values of the ConfigMap stand for.
+    assert_eq!(["/livez", "/healthz"].map(|path| probe_status(&world, path)), [200, 200]);
 
     // The kubelet writes a new token, and the old one expires.
     let files = [("ca.crt", &*authority("one")), ("namespace", "kube-system"), ("token", "the-second-token")];

@@ -61,6 +61,7 @@ mod comparison_check;
 mod crash;
 mod doors;
 mod faults;
+mod health;
 mod host;
 mod kubeadm;
 mod one_change;

@@ -19,6 +19,7 @@ mod incremental;
 mod manifests;
 mod oracle;
 mod pipeline;
+mod recorded_answers;
 mod recorded_calls;
 mod recorded_rules;
 mod recordings;
