@@ -14,6 +14,8 @@
 )]
 
 mod comparison;
+#[path = "../suite/api/server.rs"]
+mod fake_api;
 mod objects;
 mod proxy;
 mod rules;
@@ -62,6 +64,7 @@ mod doors;
 mod faults;
 mod health;
 mod host;
+mod kubeadm;
 mod metrics;
 mod one_change;
 mod refusal;

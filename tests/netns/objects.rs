@@ -252,11 +252,14 @@ impl Objects {
         self.services.iter_mut().find(|service| service.name == name).unwrap_or_else(|| panic!("no Service {name}"))
     }
 
+    /// All of them as an API server has them, the Node first.
+    pub fn items(&self) -> Vec<Value> {
+        [self.node_a()].into_iter().chain(self.services.iter().flat_map(Service::objects)).collect()
+    }
+
     /// Writes all as one file, which changes as a whole.
     pub fn write(&self, dir: &Path) {
-        let items: Vec<Value> =
-            [self.node_a()].into_iter().chain(self.services.iter().flat_map(Service::objects)).collect();
-        let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": self.items()});
         let fresh = dir.with_file_name("objects.fresh");
         std::fs::write(&fresh, serde_json::to_vec(&list).unwrap()).unwrap();
         std::fs::rename(&fresh, dir.join("objects.json")).unwrap();

@@ -1,5 +1,6 @@
 //! The built binary, as it runs on node A.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -144,17 +145,19 @@ impl<'w> Proxy<'w> {
 
     /// Starts it with a configuration file, manifests and node name of any kind, and does not wait.
     pub fn launch_with(world: &'w World, config: &Path, manifests: &Path, hostname: &str) -> Proxy<'w> {
+        let mut arguments: Vec<OsString> = vec![binary().into(), "--config".into(), config.into()];
+        arguments.extend(["--manifests".into(), manifests.into(), "--hostname-override".into(), hostname.into()]);
+        Proxy::spawn(world, &arguments)
+    }
+
+    /// Starts a program, which is to become the proxy, with its arguments.
+    pub fn spawn(world: &'w World, arguments: &[OsString]) -> Proxy<'w> {
         let log = File::options().create(true).append(true).open(world.log_path()).unwrap();
         // Ends with this process, even if that one is killed.
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", "--"])
-            .arg(binary())
-            .arg("--config")
-            .arg(config)
-            .arg("--manifests")
-            .arg(manifests)
-            .args(["--hostname-override", hostname])
+            .args(arguments)
             .env("PATH", world.tools.path_variable())
             .env("XTABLES_LOCKFILE", world.tools.lock_file())
             // By this its processes, and those that they start, are known as this world's.

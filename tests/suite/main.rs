@@ -14,6 +14,7 @@ mod cleanup;
 mod clusters;
 mod config;
 mod decisions;
+mod deploy;
 mod equivalence;
 mod incremental;
 mod manifests;
