@@ -84,6 +84,15 @@ pub trait Run: Send + Sync {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct System;
 
+// === impl CommandError ===
+
+impl CommandError {
+    /// Whether there is no such program.
+    pub fn is_not_installed(&self) -> bool {
+        matches!(self, CommandError::Start { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
+    }
+}
+
 // === impl Command ===
 
 impl Command {
@@ -95,6 +104,12 @@ impl Command {
             stdin: Vec::new(),
             timeout: Duration::from_secs(300),
         }
+    }
+
+    /// Limited to another time.
+    pub fn within(mut self, limit: Duration) -> Command {
+        self.timeout = limit;
+        self
     }
 
     /// With standard input.

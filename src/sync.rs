@@ -217,6 +217,16 @@ impl<B: Backend> Worker<B> {
 // === impl Job ===
 
 impl<B: Backend> Job<B> {
+    /// What it is about.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// What the kernel is to be brought to.
+    pub fn plan(&self) -> &Plan {
+        &self.worker.plan
+    }
+
     /// Writes the kernel.
     pub async fn run(mut self) -> Done<B> {
         let result = self.worker.backend.sync(&self.worker.plan, &self.scope).await;
@@ -237,6 +247,7 @@ fn empty_node_plan(family: IpFamily) -> NodePlan {
     NodePlan {
         family,
         node_port_addresses: crate::plan::NodePortAddresses::Only(Vec::new()),
+        health_check_addresses: crate::plan::NodePortAddresses::Only(Vec::new()),
         localhost_node_ports: false,
         pod_traffic: None,
     }

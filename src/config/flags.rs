@@ -1,6 +1,7 @@
 //! The command line: kube-proxy's flags, ferrule's own, and ferrule's subcommands.
 
 mod groups;
+mod listing;
 mod syntax;
 mod values;
 
@@ -10,6 +11,8 @@ use std::path::Path;
 use clap::error::ContextKind;
 use clap::{Args, Command, FromArgMatches};
 
+use super::decode::NanosOrText;
+use super::duration::GoDuration;
 use super::go::quote_list;
 use super::schema::{ClusterCidrs, KubeProxyConfiguration, Logging, VModule};
 use super::{KUBERNETES_MINOR, KUBERNETES_VERSION, ProxyMode};
@@ -381,7 +384,9 @@ impl Flags {
         let log = &self.log;
         set(&mut logging.verbosity, log.verbosity.as_ref());
         set(&mut logging.format, log.logging_format.as_ref());
-        set(&mut logging.flush_frequency.0, log.log_flush_frequency.as_ref());
+        if let Some(duration) = log.log_flush_frequency {
+            logging.flush_frequency = NanosOrText { duration, is_number: false };
+        }
         set(&mut logging.options.text.0.split_stream, log.log_text_split_stream.as_ref());
         set(&mut logging.options.text.0.info_buffer_size, log.log_text_info_buffer_size.as_ref());
         set(&mut logging.options.json.0.split_stream, log.log_json_split_stream.as_ref());

@@ -13,6 +13,9 @@ mod backoff;
 mod connection;
 mod decode;
 mod exchange;
+mod limit;
+mod liveness;
+mod observed;
 mod outage;
 mod proxy;
 mod request;
@@ -20,6 +23,8 @@ mod target;
 mod watch;
 
 pub use connection::{Connection, ConnectionError, Settings};
+pub use limit::Rate;
+pub use liveness::{Liveness, WatchState};
 
 use self::request::Resource;
 use self::watch::Watch;
@@ -27,13 +32,16 @@ use super::Events;
 #[cfg(feature = "fixtures")]
 use crate::{cluster::Event, model::Kind};
 
-/// Lists and watches all kinds and sends what there is to know. Ends only when the receiver is
-/// gone: every failure is logged and tried again.
-pub async fn run(connection: &Connection, node_name: &str, events: Events) {
+/// Lists and watches all kinds and sends what there is to know; Services and EndpointSlices only once
+/// `begin` has ended, because they may be many and nobody takes them before. Ends only when the
+/// receiver is gone: every failure is logged and tried again.
+pub async fn run(connection: &Connection, node_name: &str, events: Events, begin: impl Future<Output = ()>) {
     let watch = |resource| Watch::new(connection, resource, node_name, events.clone()).run();
-    let watches = async {
-        tokio::join!(watch(Resource::node(node_name)), watch(Resource::services()), watch(Resource::endpoint_slices()))
+    let others = async {
+        begin.await;
+        tokio::join!(watch(Resource::services()), watch(Resource::endpoint_slices()))
     };
+    let watches = async { tokio::join!(watch(Resource::node(node_name)), others) };
     tokio::select! {
         _ = watches => {}
         () = events.closed() => {}

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
+use crate::comparison::Comparison;
 use crate::objects::{Objects, SERVICE_PORT, Service};
 use crate::proxy::{Config, Detector, Proxy};
 use crate::traffic::{Answer, Call, Outcome, Proto};
@@ -110,6 +111,7 @@ fn check(case: Case, detector: Detector, masquerade_all: bool, protocols: &[Prot
     }
     let config = Config { detector, masquerade_all, ..Config::default() };
     let _proxy = Proxy::start(&world, &config, &objects);
+    let mut comparison = Comparison::begin(&world);
 
     for proto in protocols {
         for (service, policies) in objects.services.iter().zip(&policies) {
@@ -118,8 +120,10 @@ fn check(case: Case, detector: Detector, masquerade_all: bool, protocols: &[Prot
                     let Some(cell) = expected(&world, detector, masquerade_all, policies, source, address) else {
                         continue;
                     };
-                    cell_holds(&world, service, *proto, source, address, cell);
+                    cell_holds(&world, &mut comparison, service, *proto, (source, address), cell);
                 }
+                // What the tracer reads from the rules is the same.
+                comparison.holds();
             }
         }
     }
@@ -161,7 +165,14 @@ fn expected(
 }
 
 /// Asks until all that should be reached have been, and often enough for others to show.
-fn cell_holds(world: &World, service: &Service, proto: Proto, source: Source, address: Address, cell: Cell) {
+fn cell_holds(
+    world: &World,
+    comparison: &mut Comparison<'_>,
+    service: &Service,
+    proto: Proto,
+    (source, address): (Source, Address),
+    cell: Cell,
+) {
     const AT_LEAST: usize = 10;
     // Two endpoints: one of them stays unseen by chance once in 2^63 times.
     const AT_MOST: usize = 64;
@@ -201,25 +212,29 @@ fn cell_holds(world: &World, service: &Service, proto: Proto, source: Source, ad
         Source::Client => family.client(0),
     };
     let call = Call::new(proto, to);
+    let mut outcomes = Vec::new();
     let got: BTreeSet<String> = netns.run(|| {
         let mut got = BTreeSet::new();
         for round in 0..AT_MOST {
             if round >= AT_LEAST && got.len() >= want.len() {
                 break;
             }
-            match call.make() {
+            let outcome = call.make();
+            match &outcome {
                 Outcome::Answer(answer) => {
                     assert_eq!(answer.source, truth, "{what}: sent from another address than the test thinks");
-                    let seen = sees(world, &answer, masqueraded, truth);
+                    let seen = sees(world, answer, masqueraded, truth);
                     assert_eq!(answer.seen, seen, "{what}: {} saw another source", answer.endpoint);
-                    got.insert(answer.endpoint);
+                    got.insert(answer.endpoint.clone());
                 }
                 other => panic!("{what}: {other}"),
             }
+            outcomes.push(outcome);
         }
         got
     });
     assert_eq!(got.iter().map(String::as_str).collect::<BTreeSet<_>>(), want, "{what}: the endpoints reached");
+    comparison.asked_often(netns, call, &outcomes);
 }
 
 fn sees(world: &World, answer: &Answer, masqueraded: bool, truth: IpAddr) -> IpAddr {

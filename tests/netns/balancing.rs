@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use crate::comparison::Comparison;
 use crate::objects::{Endpoint, Objects, SERVICE_PORT, Service};
 use crate::proxy::{Config, Detector, Proxy};
 use crate::traffic::{Call, Outcome, Proto};
@@ -26,20 +27,40 @@ fn node_port(world: &World, service: &Service) -> SocketAddr {
     SocketAddr::new(world.family().node(), service.node_port.unwrap())
 }
 
-/// How often each endpoint answers; anything but an answer is a failure.
+/// How often each endpoint answered; anything but an answer is a failure. That was often enough for
+/// all to answer that can.
 #[track_caller]
-fn answers(netns: &Namespace, call: Call, times: usize) -> BTreeMap<String, usize> {
+fn counts(
+    comparison: &mut Comparison<'_>,
+    netns: &Namespace,
+    call: Call,
+    outcomes: &[Outcome],
+) -> BTreeMap<String, usize> {
+    comparison.asked_often(netns, call, outcomes);
+    comparison.holds();
     let mut counts = BTreeMap::new();
-    for outcome in call.repeat_in(netns, times) {
+    for outcome in outcomes {
         let Outcome::Answer(answer) = outcome else { panic!("{call:?}: {outcome}") };
-        *counts.entry(answer.endpoint).or_default() += 1;
+        *counts.entry(answer.endpoint.clone()).or_default() += 1;
     }
     counts
 }
 
 #[track_caller]
-fn reached(netns: &Namespace, call: Call, times: usize) -> BTreeSet<String> {
-    answers(netns, call, times).into_keys().collect()
+fn reached(comparison: &mut Comparison<'_>, netns: &Namespace, call: Call, times: usize) -> BTreeSet<String> {
+    counts(comparison, netns, call, &call.repeat_in(netns, times)).into_keys().collect()
+}
+
+/// Where a client of a Service that remembers its clients is sent.
+#[track_caller]
+fn sent_to(comparison: &mut Comparison<'_>, netns: &Namespace, call: Call, times: usize) -> BTreeSet<String> {
+    let reached = (0..times).map(|_| match comparison.ask(netns, call) {
+        Outcome::Answer(answer) => answer.endpoint,
+        other => panic!("{call:?}: {other}"),
+    });
+    let reached = reached.collect();
+    comparison.holds();
+    reached
 }
 
 fn connections_are_spread_evenly(case: Case) {
@@ -51,15 +72,20 @@ fn connections_are_spread_evenly(case: Case) {
     let pods = ["a0", "b0", "b1"];
     let service = Service::new(&world, "spread", 1, &pods).outside(1);
     let _proxy = Proxy::start(&world, &Config::default(), &Objects::new([service.clone()]));
+    let mut comparison = Comparison::begin(&world);
     for proto in Proto::SOCKETS {
         for (netns, to) in [(&world.client, node_port(&world, &service)), (&world.pod("a1").netns, cluster(&service))] {
-            let counts = answers(netns, Call::new(proto, to), TIMES);
+            let call = Call::new(proto, to);
+            let outcomes = call.repeat_in(netns, TIMES);
+            let counts = counts(&mut comparison, netns, call, &outcomes);
             let mean = TIMES as f64 / pods.len() as f64;
             let square = |pod: &&str| (counts.get(*pod).copied().unwrap_or_default() as f64 - mean).powi(2) / mean;
-            let chi_square: f64 = pods.iter().map(square).sum();
+            let evenly: f64 = pods.iter().map(square).sum();
+            // The tracer reads the chances from the rules.
+            let as_traced = comparison.chi_square(netns, call, &outcomes);
             assert!(
-                chi_square < bound,
-                "{proto:?} {to}: {counts:?}, chi-square {chi_square:.1} is not below {bound:.1}"
+                evenly < bound && as_traced < bound,
+                "{proto:?} {to}: {counts:?}, chi-square {evenly:.1}, {as_traced:.1} as traced, is not below {bound:.1}"
             );
         }
     }
@@ -76,13 +102,17 @@ fn a_pod_reaches_itself(case: Case) {
         let service = Service { protocols, ..Service::new(&world, "self", 1, &["a0", "a1"]).outside(1) };
         let config = Config { detector, ..Config::default() };
         let _proxy = Proxy::start(&world, &config, &Objects::new([service.clone()]));
+        let mut comparison = Comparison::begin(&world);
         let me = world.pod("a0");
         for proto in &service.protocols {
             for (to, others_see) in [
                 (cluster(&service), family.pod(Node::A, 0)),
                 (node_port(&world, &service), world.masqueraded(world.pod("a1"))),
             ] {
-                let outcomes = Call::new(*proto, to).repeat_in(&me.netns, 40);
+                let call = Call::new(*proto, to);
+                let outcomes = call.repeat_in(&me.netns, 40);
+                comparison.asked_often(&me.netns, call, &outcomes);
+                comparison.holds();
                 let mut seen: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
                 for outcome in outcomes {
                     let Outcome::Answer(answer) = outcome else { panic!("{detector:?} {proto:?} {to}: {outcome}") };
@@ -110,12 +140,13 @@ fn clients_stay_with_their_endpoint(case: Case) {
     let (long, short) = (sticky("long", 1, 10_800), sticky("short", 2, SECONDS));
     let objects = Objects::new([long.clone(), short.clone()]);
     let proxy = Proxy::start(&world, &Config::default(), &objects);
+    let mut comparison = Comparison::begin(&world);
 
     let homes: BTreeSet<String> = (0..3)
         .flat_map(|client| {
             Proto::SOCKETS.map(|proto| {
                 let call = Call::new(proto, node_port(&world, &long)).from(family.client(client));
-                let reached = reached(&world.client, call, 20);
+                let reached = sent_to(&mut comparison, &world.client, call, 20);
                 assert_eq!(reached.len(), 1, "{proto:?} from client {client}: one endpoint every time");
                 reached.into_iter().next().unwrap()
             })
@@ -128,42 +159,45 @@ fn clients_stay_with_their_endpoint(case: Case) {
         let elsewhere = (0..200).any(|_| {
             // Forgets every client: what follows is a new choice.
             clear_recent(&world);
-            pods.clone().any(|netns| !reached(netns, Call::new(Proto::Tcp, cluster(&long)), 1).is_subset(&homes))
+            let call = Call::new(Proto::Tcp, cluster(&long));
+            pods.clone().any(|netns| !sent_to(&mut comparison, netns, call, 1).is_subset(&homes))
         });
         assert!(elsewhere, "every client is sent to {homes:?}");
     }
 
     // Through another address of the same Service the client stays where it is.
     for proto in Proto::SOCKETS {
-        let home = reached(&world.client, Call::new(proto, node_port(&world, &long)), 5);
+        let home = sent_to(&mut comparison, &world.client, Call::new(proto, node_port(&world, &long)), 5);
         let elsewhere = SocketAddr::new(long.load_balancers[0], SERVICE_PORT);
-        assert_eq!(reached(&world.client, Call::new(proto, elsewhere), 5), home, "{proto:?}");
-        assert_eq!(reached(&world.client, Call::new(proto, cluster(&long)), 5), home, "{proto:?}");
+        assert_eq!(sent_to(&mut comparison, &world.client, Call::new(proto, elsewhere), 5), home, "{proto:?}");
+        assert_eq!(sent_to(&mut comparison, &world.client, Call::new(proto, cluster(&long)), 5), home, "{proto:?}");
     }
 
     // Also while the Service changes, as long as the endpoint is there …
     let call = Call::new(Proto::Tcp, cluster(&long));
-    let home = reached(&world.client, call, 5);
+    let home = sent_to(&mut comparison, &world.client, call, 5);
     let mut fewer = objects.clone();
     let leaves = ["a0", "b0", "b1"].into_iter().find(|pod| !home.contains(*pod)).unwrap();
     fewer.service("long").endpoints.retain(|endpoint| endpoint.ip != world.pod(leaves).ip(family));
     proxy.apply(&fewer);
-    assert_eq!(reached(&world.client, call, 20), home, "after {leaves} has left");
+    let mut comparison = Comparison::begin(&world);
+    assert_eq!(sent_to(&mut comparison, &world.client, call, 20), home, "after {leaves} has left");
     // … and not longer.
     let home = home.into_iter().next().unwrap();
     fewer.service("long").endpoints.retain(|endpoint| endpoint.ip != world.pod(&home).ip(family));
     proxy.apply(&fewer);
-    assert!(!reached(&world.client, call, 20).contains(&home), "{home} has left");
+    let mut comparison = Comparison::begin(&world);
+    assert!(!sent_to(&mut comparison, &world.client, call, 20).contains(&home), "{home} has left");
 
     // A client that was away for longer than the timeout is a new one.
     let call = Call::new(Proto::Udp, node_port(&world, &short)).from(family.client(1));
-    let first = reached(&world.client, call, 10);
+    let first = sent_to(&mut comparison, &world.client, call, 10);
     assert_eq!(first.len(), 1);
     let start = Instant::now();
     eventually(Duration::from_secs(60), "another endpoint after the affinity has ended", || {
         // A try within the time would begin it anew, so this is a pause, not a poll.
         std::thread::sleep(Duration::from_millis(u64::from(SECONDS) * 1000 + 300));
-        (reached(&world.client, call, 1) != first).then_some(())
+        (sent_to(&mut comparison, &world.client, call, 1) != first).then_some(())
     });
     assert!(start.elapsed() >= Duration::from_secs(u64::from(SECONDS)));
 }
@@ -191,11 +225,12 @@ fn the_last_endpoints_serve(case: Case) {
     let inside = SocketAddr::new(family.cluster_ip(1), SERVICE_PORT);
     let check = |what: &str, objects: Objects, want_outside: &[&str], want_inside: &[&str]| {
         proxy.apply(&objects);
+        let mut comparison = Comparison::begin(&world);
         for proto in Proto::SOCKETS {
             for (netns, to, want) in
                 [(&world.client, outside, want_outside), (&world.pod("a2").netns, inside, want_inside)]
             {
-                let got = reached(netns, Call::new(proto, to), 30);
+                let got = reached(&mut comparison, netns, Call::new(proto, to), 30);
                 assert_eq!(got, want.iter().map(|pod| (*pod).to_owned()).collect(), "{what}: {proto:?} {to}");
             }
         }
@@ -234,10 +269,14 @@ fn the_last_endpoints_serve(case: Case) {
 
     // Local, and what is left serves elsewhere only: nobody is served here.
     proxy.apply(&with(true, vec![ready("a0").unready(), ready("b0").leaving()]));
+    let mut comparison = Comparison::begin(&world);
     for proto in Proto::SOCKETS {
-        assert_eq!(Call::new(proto, outside).impatient().make_in(&world.client), Outcome::Silence, "{proto:?}");
-        assert_eq!(Call::new(proto, inside).impatient().make_in(&world.pod("a2").netns), Outcome::Silence, "{proto:?}");
+        for (netns, to) in [(&world.client, outside), (&world.pod("a2").netns, inside)] {
+            let outcome = comparison.ask(netns, Call::new(proto, to).impatient());
+            assert_eq!(outcome, Outcome::Silence, "{proto:?} {to}");
+        }
     }
+    comparison.holds();
 }
 
 fn zones_keep_to_themselves(case: Case) {
@@ -263,8 +302,9 @@ fn zones_keep_to_themselves(case: Case) {
     ] {
         let objects = hinted(zones);
         proxy.apply(&objects);
+        let mut comparison = Comparison::begin(&world);
         for to in [cluster(&objects.services[0]), node_port(&world, &objects.services[0])] {
-            let got = reached(&world.client, Call::new(Proto::Tcp, to), 60);
+            let got = reached(&mut comparison, &world.client, Call::new(Proto::Tcp, to), 60);
             assert_eq!(got, want.iter().map(|pod| (*pod).to_owned()).collect(), "{zones:?} {to}");
         }
     }

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
 
+use crate::comparison::{Comparison, Fate};
 use crate::objects::{Objects, SERVICE_PORT, Service};
 use crate::proxy::{Config, Proxy};
 use crate::rules::packets;
@@ -49,6 +50,7 @@ fn source_ranges(case: Case) {
         Service { external_local: true, ..ranges("nobody", 4, vec![only(family.client(200), family)]) },
     ];
     let _proxy = Proxy::start(&world, &Config::default(), &Objects::new(services.clone()));
+    let mut comparison = Comparison::begin(&world);
     let (client, node) = (&world.client, &world.node);
     let (allowed_pod, other_pod) = (&world.pod("a1").netns, &world.pod("a2").netns);
     let cases: [(&Service, [Visitor<'_>; 5]); 4] = [
@@ -99,12 +101,12 @@ fn source_ranges(case: Case) {
                 let what = format!("{}: {proto:?} from {from} in {}", service.name, netns.name());
                 let call = Call::new(proto, load_balancer(service)).from(from);
                 if allowed {
-                    let outcome = call.make_in(netns);
+                    let outcome = comparison.ask(netns, call);
                     assert!(outcome.endpoint().is_some(), "{what}: {outcome}");
                 } else {
                     let text = format!("\"{} traffic not accepted", service.port(proto));
                     let before = packets(&world, "filter", &text);
-                    assert_eq!(call.impatient().make_in(netns), Outcome::Silence, "{what}");
+                    assert_eq!(comparison.ask(netns, call.impatient()), Outcome::Silence, "{what}");
                     assert!(packets(&world, "filter", &text) > before, "{what}: not dropped by the rule for it");
                 }
                 // The ranges are about the load balancer's address only.
@@ -113,9 +115,10 @@ fn source_ranges(case: Case) {
                     SocketAddr::new(service.external_ips[0], SERVICE_PORT),
                     SocketAddr::new(service.cluster_ip, SERVICE_PORT),
                 ] {
-                    let outcome = Call::new(proto, to).from(from).make_in(netns);
+                    let outcome = comparison.ask(netns, Call::new(proto, to).from(from));
                     assert!(outcome.endpoint().is_some(), "{what}: {to}: {outcome}");
                 }
+                comparison.holds();
             }
         }
     }
@@ -146,11 +149,12 @@ fn node_port_addresses(case: Case) {
     ] {
         let config = Config { node_port_addresses: configured.clone(), localhost_node_ports, ..Config::default() };
         let _proxy = Proxy::start(&world, &config, &objects);
+        let mut comparison = Comparison::begin(&world);
         for proto in Proto::SOCKETS {
             for (ip, open) in [outer, inner, gateway, family.loopback()].into_iter().zip(open) {
                 // From where the address can be reached.
                 let netns = if ip.is_loopback() { &world.node } else { &world.client };
-                let outcome = Call::new(proto, node_port(ip)).make_in(netns);
+                let outcome = comparison.ask(netns, Call::new(proto, node_port(ip)));
                 let good = if open { outcome.endpoint().is_some() } else { outcome == Outcome::Refused };
                 assert!(
                     good,
@@ -158,11 +162,12 @@ fn node_port_addresses(case: Case) {
                     if open { "open" } else { "closed" }
                 );
             }
-            let outcome = Call::new(proto, load_balancer(&service)).make_in(&world.client);
+            let outcome = comparison.ask(&world.client, Call::new(proto, load_balancer(&service)));
             assert!(
                 outcome.endpoint().is_some(),
                 "{configured:?}: load balancers have nothing to do with it: {outcome}"
             );
+            comparison.holds();
         }
     }
 }
@@ -188,7 +193,13 @@ fn health_check_port_passes_the_firewall(case: Case) {
     let mut objects = Objects::new([service]);
     let proxy = Proxy::start(&world, &Config::default(), &objects);
     let call = Call::new(Proto::Tcp, SocketAddr::new(family.node(), PORT)).impatient();
-    assert_eq!(call.make_in(&world.client), Outcome::Silence, "the firewall is closed");
+    // Also for the tracer, who says so of the packet that starts the connection.
+    let silent = |call: Call, what: &str| {
+        let mut comparison = Comparison::begin(&world);
+        assert_eq!(comparison.ask(&world.client, call), Outcome::Silence, "{what}");
+        comparison.holds();
+    };
+    silent(call, "the firewall is closed");
     objects.service("health").health_check_port = Some(PORT);
     proxy.apply(&objects);
     // Whoever listens there, or nobody: the packet reached the node's own sockets.
@@ -206,11 +217,13 @@ fn health_check_port_passes_the_firewall(case: Case) {
         })
     };
     assert!(arrives(&world.client));
+    let expected = Comparison::begin(&world).expected(&world.client, call);
+    assert_eq!(expected, [(Fate::Refused, 1.0)].into(), "as far as rules go, the node itself decides");
     let other = Call::new(Proto::Tcp, SocketAddr::new(family.node(), PORT + 1)).impatient();
-    assert_eq!(other.make_in(&world.client), Outcome::Silence, "other ports stay closed");
+    silent(other, "other ports stay closed");
     objects.service("health").health_check_port = None;
     proxy.apply(&objects);
-    assert_eq!(call.make_in(&world.client), Outcome::Silence, "closed again");
+    silent(call, "closed again");
 }
 
 /// What others have put into the built-in chains stays, before and after what ferrule adds; their own
@@ -235,6 +248,7 @@ fn rules_of_others_stay(case: Case) {
     assert_eq!(before.len(), 6, "{before:?}");
     let proxy = Proxy::start(&world, &Config::default(), &objects);
     assert_eq!(without_headers(saved(&world)), before);
+    foreign_rules_are_traced(&world, &objects.services[0]);
     drop(proxy);
     assert_eq!(without_headers(saved(&world)), before);
     // And they still work.
@@ -242,4 +256,28 @@ fn rules_of_others_stay(case: Case) {
     let reached = world.client.run(|| std::net::TcpStream::connect_timeout(&to, std::time::Duration::from_secs(4)));
     assert!(reached.is_ok(), "{reached:?}");
     drop(listener);
+}
+
+/// The tracer goes through the rules of others as the packets do, and complains where it cannot read
+/// one that a packet comes to.
+fn foreign_rules_are_traced(world: &World, service: &Service) {
+    let family = world.family();
+    let mut comparison = Comparison::begin(world);
+    let (client, node, pod) = (&world.client, &world.node, &world.pod("a1").netns);
+    let closed = |ip| Call::new(Proto::Tcp, SocketAddr::new(ip, 9));
+    for netns in [client, node, pod] {
+        let outcome = comparison.ask(netns, Call::new(Proto::Tcp, load_balancer(service)));
+        assert_eq!(outcome.endpoint(), Some("a0"), "{}: {outcome}", netns.name());
+    }
+    for (netns, to) in [(client, family.node()), (client, world.pod("a0").ip(family)), (pod, family.client(0))] {
+        assert_eq!(comparison.ask(netns, closed(to).impatient()), Outcome::Silence, "{} {to}", netns.name());
+    }
+    assert_eq!(comparison.ask(node, closed(family.client(0))), Outcome::Refused, "only marked, which means nothing");
+    comparison.holds();
+
+    let redirected = Call::new(Proto::Tcp, SocketAddr::new(family.node(), 9999));
+    comparison.ask(client, redirected.impatient());
+    let differences = comparison.differences();
+    let complains = |what: &String| what.contains("cannot trace") && what.contains("REDIRECT --to-ports 7777");
+    assert!(differences.iter().any(complains), "{differences:#?}");
 }

@@ -13,10 +13,15 @@
     reason = "all of this crate is a test: what goes wrong is to end it"
 )]
 
+mod comparison;
+#[path = "../suite/api/server.rs"]
+mod fake_api;
 mod objects;
 mod proxy;
 mod rules;
 mod tools;
+#[path = "../tracer/trace.rs"]
+mod tracer;
 mod traffic;
 mod world;
 
@@ -52,13 +57,20 @@ macro_rules! matrix {
 
 mod acceptance;
 mod balancing;
+mod cleanup;
+mod comparison_check;
 mod crash;
 mod doors;
 mod faults;
+mod health;
 mod host;
+mod kubeadm;
+mod metrics;
 mod one_change;
 mod refusal;
 mod refused;
 mod restart;
 mod rolling;
 mod self_check;
+mod udp_flows;
+mod untouched;

@@ -1,8 +1,8 @@
 //! Where there is no endpoint: refused at once, or silence, and never anything else.
 
 use std::net::{IpAddr, SocketAddr};
-use std::thread::scope;
 
+use crate::comparison::Comparison;
 use crate::objects::{Endpoint, NAMESPACE, Objects, SERVICE_PORT, Service};
 use crate::proxy::{Config, Proxy};
 use crate::rules::packets;
@@ -26,18 +26,16 @@ fn inside(service: &Service) -> SocketAddr {
     SocketAddr::new(service.cluster_ip, SERVICE_PORT)
 }
 
-/// Makes many calls at once, which must all end alike: a refused TCP connection takes a second (the
-/// kernel does not listen to the first refusal, which arrives while it is still sending).
+/// Makes many calls at once, which must all end alike, and as the tracer says.
 #[track_caller]
-fn all_end(calls: Vec<(&Namespace, Call)>, want: &Outcome) {
-    let wrong: Vec<String> = scope(|scope| {
-        let ask = |(netns, call): (&Namespace, Call)| (netns.name().to_owned(), call, call.make_in(netns));
-        let threads: Vec<_> = calls.into_iter().map(|one| scope.spawn(move || ask(one))).collect();
-        let ends = threads.into_iter().map(|thread| thread.join().unwrap());
-        let wrong = ends.filter(|(_, _, outcome)| outcome != want);
-        wrong.map(|(from, call, outcome)| format!("{from} {:?} {}: {outcome}", call.proto, call.to)).collect()
-    });
+fn all_end(comparison: &mut Comparison<'_>, calls: &[(&Namespace, Call)], want: &Outcome) {
+    let outcomes = comparison.ask_at_once(calls);
+    let wrong = calls.iter().zip(outcomes).filter(|(_, outcome)| outcome != want);
+    let wrong: Vec<String> = wrong
+        .map(|((netns, call), outcome)| format!("{} {:?} {}: {outcome}", netns.name(), call.proto, call.to))
+        .collect();
     assert!(wrong.is_empty(), "should have been {want}:\n{}", wrong.join("\n"));
+    comparison.holds();
 }
 
 fn no_endpoints_anywhere_is_refused(case: Case) {
@@ -59,31 +57,38 @@ fn no_endpoints_anywhere_is_refused(case: Case) {
         },
     ];
     let proxy = Proxy::start(&world, &Config::default(), &Objects::new(services.clone()));
-    let mut calls = Vec::new();
-    for service in &services {
-        for proto in ALL {
-            for netns in [&world.client, &world.node, &world.pod("a1").netns, &world.pod("b0").netns] {
+    let mut comparison = Comparison::begin(&world);
+    // Apart, or the refusal of one could be taken for that of another.
+    for netns in [&world.client, &world.node, &world.pod("a1").netns, &world.pod("b0").netns] {
+        let (mut refused, mut leaving) = (Vec::new(), Vec::new());
+        for service in &services {
+            for proto in ALL {
                 let [node_port, rest @ ..] = outside(&world, service);
-                calls.extend([node_port, inside(service)].map(|to| (netns, Call::new(proto, to))));
+                refused.extend([node_port, inside(service)].map(|to| (netns, Call::new(proto, to))));
                 // What the node itself sends to its outside addresses leaves it as if there were no
                 // Service: kube-proxy has no rule for it either.
-                if netns.name() != world.node.name() {
-                    calls.extend(rest.map(|to| (netns, Call::new(proto, to))));
+                if netns.name() == world.node.name() {
+                    leaving.extend(rest.map(|to| (netns, Call::new(proto, to).impatient())));
+                } else {
+                    refused.extend(rest.map(|to| (netns, Call::new(proto, to))));
                 }
             }
         }
+        all_end(&mut comparison, &refused, &Outcome::Refused);
+        all_end(&mut comparison, &leaving, &Outcome::Silence);
     }
-    all_end(calls, &Outcome::Refused);
 
     // With the first endpoint it ends.
     services[0].endpoints.push(Endpoint::ready(world.pod("a0"), family));
     proxy.apply(&Objects::new(services.clone()));
+    let mut comparison = Comparison::begin(&world);
     for to in outside(&world, &services[0]).into_iter().chain([inside(&services[0])]) {
         for proto in Proto::SOCKETS {
-            let outcome = Call::new(proto, to).make_in(&world.client);
+            let outcome = comparison.ask(&world.client, Call::new(proto, to));
             assert_eq!(outcome.endpoint(), Some("a0"), "{proto:?} {to}: {outcome}");
         }
     }
+    comparison.holds();
 }
 
 fn no_local_endpoints_is_silence(case: Case) {
@@ -97,6 +102,7 @@ fn no_local_endpoints_is_silence(case: Case) {
     let internal = Service { internal_local: true, ..service("internal", 2) };
     let objects = Objects::new([external.clone(), internal.clone()]);
     let _proxy = Proxy::start(&world, &Config::default(), &objects);
+    let mut comparison = Comparison::begin(&world);
 
     let pod = &world.pod("a1").netns;
     let mut silent = Vec::new();
@@ -106,7 +112,7 @@ fn no_local_endpoints_is_silence(case: Case) {
             silent.push((&world.client, Call::new(proto, to).impatient()));
             // … but pods and processes of the node are served as if it were not Local.
             for netns in [&world.node, pod] {
-                let outcome = Call::new(proto, to).make_in(netns);
+                let outcome = comparison.ask(netns, Call::new(proto, to));
                 assert_eq!(outcome.endpoint(), Some("b0"), "{} {proto:?} {to}: {outcome}", netns.name());
             }
         }
@@ -114,22 +120,24 @@ fn no_local_endpoints_is_silence(case: Case) {
         for netns in [&world.client, &world.node, pod] {
             silent.push((netns, Call::new(proto, inside(&internal)).impatient()));
             for to in outside(&world, &internal) {
-                let outcome = Call::new(proto, to).make_in(netns);
+                let outcome = comparison.ask(netns, Call::new(proto, to));
                 assert_eq!(outcome.endpoint(), Some("b0"), "{} {proto:?} {to}: {outcome}", netns.name());
             }
         }
-        let outcome = Call::new(proto, inside(&external)).make_in(&world.client);
+        let outcome = comparison.ask(&world.client, Call::new(proto, inside(&external)));
         assert_eq!(outcome.endpoint(), Some("b0"), "{proto:?}: {outcome}");
     }
+    comparison.holds();
     let dropped = |service: &str| packets(&world, "filter", &format!("\"{NAMESPACE}/{service}:"));
     let before = (dropped("external"), dropped("internal"));
     assert_eq!(before, (0, 0), "nothing has been dropped so far");
-    all_end(silent, &Outcome::Silence);
+    all_end(&mut comparison, &silent, &Outcome::Silence);
     // Silence is a rule that drops, not a packet that found no way.
     assert!(dropped("external") >= 9, "{} packets dropped", dropped("external"));
     assert!(dropped("internal") >= 9, "{} packets dropped", dropped("internal"));
     // Not a connection of the client was let through to the node's own servers, if it had any.
     let node: IpAddr = world.family().node();
-    let closed = Call::new(Proto::Tcp, SocketAddr::new(node, 31_999)).make_in(&world.client);
+    let closed = comparison.ask(&world.client, Call::new(Proto::Tcp, SocketAddr::new(node, 31_999)));
     assert_eq!(closed, Outcome::Refused, "a port of no Service is the node's own affair");
+    comparison.holds();
 }

@@ -145,6 +145,26 @@ impl World {
         }
     }
 
+    /// The interface by which node A gets what is sent in a namespace; none for its own.
+    pub fn entrance(&self, netns: &Namespace) -> Option<String> {
+        let name = netns.name();
+        if name == self.node.name() {
+            return None;
+        }
+        let interface = match self.pods.iter().find(|pod| pod.netns.name() == name) {
+            _ if name == self.client.name() => "outer".to_owned(),
+            Some(pod) if pod.node == Node::A && self.fabric == Fabric::Bridge => "cni0".to_owned(),
+            Some(pod) if pod.node == Node::A => format!("veth-{name}"),
+            _ => "inner".to_owned(),
+        };
+        Some(interface)
+    }
+
+    /// Whether an address is one of the client's.
+    pub fn is_client(&self, ip: IpAddr) -> bool {
+        (0..CLIENTS).any(|n| self.family().client(n) == ip)
+    }
+
     /// Everything worth knowing about a failed test.
     fn report(&self) {
         let show = |title: &str, text: String| eprintln!("--- {title}\n{}", text.trim_end());

@@ -21,7 +21,8 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 use proptest::sample::{Index, select, subsequence};
 
-use crate::world::{Packet, World};
+use crate::oracle::Remembered;
+use crate::tracer::{Packet, Seen, World};
 
 /// Addresses of the node's interfaces. The first of a family is usually the Node object's; the last
 /// ones are also some Service's external address.
@@ -49,6 +50,16 @@ pub(crate) struct PacketSeed {
     source: Index,
     interface: &'static str,
     remembered: Vec<(Index, u32)>,
+}
+
+/// A packet, and what its sender did before.
+#[derive(Clone, Debug)]
+pub(crate) struct Sent {
+    pub(crate) packet: Packet,
+    /// Where the Service remembers to have sent it.
+    pub(crate) remembered: Remembered,
+    /// The same, as rules remember it.
+    pub(crate) seen: Seen,
 }
 
 /// Whether a packet goes where a Service is.
@@ -124,8 +135,9 @@ pub(crate) fn settings() -> impl Strategy<Value = Settings> {
 pub(crate) fn node() -> impl Strategy<Value = Node> {
     let addresses = vec!["172.31.99.2".parse().unwrap(), "fd00:99::2".parse().unwrap()];
     let cidrs = vec!["10.128.0.0/24".parse().unwrap(), "fd00:10:128::/64".parse().unwrap()];
-    (prop::option::of(Just("z0".into())), subsequence(addresses, 0..=2), subsequence(cidrs, 0..=2))
-        .prop_map(|(zone, addresses, pod_cidrs)| Node { name: NODE.into(), zone, addresses, pod_cidrs })
+    (prop::option::of(Just("z0".into())), subsequence(addresses, 0..=2), subsequence(cidrs, 0..=2)).prop_map(
+        |(zone, addresses, pod_cidrs)| Node { name: NODE.into(), zone, addresses, pod_cidrs, draining: false },
+    )
 }
 
 /// The i-th Service, if it is there, and its slices, which may be there without it.
@@ -302,8 +314,8 @@ pub(crate) fn packet_seed() -> impl Strategy<Value = PacketSeed> {
 }
 
 impl PacketSeed {
-    /// The packet, and the Service port whose clients it was one of.
-    pub(crate) fn grow(&self, plan: &Plan) -> (Packet, Option<ServicePortName>) {
+    /// The packet.
+    pub(crate) fn grow(&self, plan: &Plan) -> Sent {
         let family = plan.node.family;
         let of_family = |ips: Vec<IpAddr>| ips.into_iter().filter(|ip| IpFamily::of(*ip) == family).collect::<Vec<_>>();
         let own = of_family(interface_addresses().into_iter().chain(ips(&["127.0.0.9"])).collect());
@@ -352,16 +364,12 @@ impl PacketSeed {
         let at_service = matches!((self.destination, self.port), (Aim::Service, Aim::Service));
         let name = target.map(|(name, _)| name).filter(|name| at_service && name.protocol == protocol);
         let known = name.and_then(|name| plan.services().get(name)).map(|service| service.backends());
-        let remembered: BTreeMap<Backend, u32> = match known.as_deref() {
+        let remembered: Remembered = match known.as_deref() {
             None | Some([]) => BTreeMap::new(),
             Some(known) => self.remembered.iter().map(|(index, age)| (known[index.index(known.len())], *age)).collect(),
         };
-        let packet = Packet { protocol, interface, source, destination, port, remembered };
-        (packet, name.cloned())
+        let list = |backend: &Backend| name.map(|name| ServiceChains::new(name).endpoint(backend));
+        let seen = remembered.iter().filter_map(|(backend, age)| Some((list(backend)?, *age))).collect();
+        Sent { packet: Packet { protocol, interface, source, destination, port }, remembered, seen }
     }
-}
-
-/// On which list clients of an endpoint of a Service port are remembered.
-pub(crate) fn list_of(name: Option<&ServicePortName>, backend: &Backend) -> Option<String> {
-    name.map(|name| ServiceChains::new(name).endpoint(backend).to_string())
 }

@@ -10,7 +10,7 @@ use ferrule::net::{IpFamily, Protocol};
 use ferrule::plan::build::{DetectLocal, NodePortSetting, Settings, node_plan};
 use ferrule::plan::{Backend, Plan};
 
-use crate::world::{Packet, Verdict, World};
+use crate::tracer::{Packet, Verdict, World};
 use crate::{oracle, pipeline};
 
 const NODE_IP: &str = "172.31.99.2";
@@ -97,7 +97,7 @@ impl Case {
             trigger_time: None,
         };
         let addresses = vec![NODE_IP.parse().unwrap()];
-        let node = Node { name: "n0".into(), zone: Some("z0".into()), addresses, pod_cidrs: Vec::new() };
+        let node = Node { name: "n0".into(), zone: Some("z0".into()), addresses, ..Node::default() };
         let state = pipeline::cluster(&node, &node.addresses, [service], [slice]);
         pipeline::plan(&state, &self.settings, IpFamily::V4)
     }
@@ -112,9 +112,8 @@ impl Case {
             source,
             destination: destination.parse().unwrap(),
             port,
-            remembered: [].into(),
         };
-        let verdicts = oracle::judge(&self.plan(), &world, &packet);
+        let verdicts = oracle::judge(&self.plan(), &world, &packet, &[].into());
         let mut answering = BTreeSet::new();
         let mut masqueraded = BTreeSet::new();
         for (verdict, _) in verdicts.iter() {

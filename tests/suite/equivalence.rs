@@ -14,9 +14,9 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::clusters::{self, Input, PacketSeed};
-use crate::world::Verdict;
-use crate::{oracle, pipeline, tracer};
+use crate::clusters::{self, Input, PacketSeed, Sent};
+use crate::tracer::Verdict;
+use crate::{oracle, pipeline, verdicts};
 
 pub(crate) static RUNTIME: LazyLock<Runtime> =
     LazyLock::new(|| Builder::new_current_thread().enable_time().build().unwrap());
@@ -49,8 +49,8 @@ fn packets_meet_every_fate() {
         let (input, seeds) = strategy.new_tree(&mut runner).unwrap().current();
         let plan = plan(&input, IpFamily::V4);
         for seed in &seeds {
-            let (packet, _) = seed.grow(&plan);
-            for (verdict, _) in oracle::judge(&plan, &clusters::world(), &packet).iter() {
+            let Sent { packet, remembered, .. } = seed.grow(&plan);
+            for (verdict, _) in oracle::judge(&plan, &clusters::world(), &packet, &remembered).iter() {
                 let from = if packet.interface.is_some() { "from outside" } else { "from here" };
                 let fate = match verdict {
                     Verdict::Delivered { backend, masqueraded, remembers } => {
@@ -73,10 +73,9 @@ fn packets_meet_every_fate() {
 
 fn check(plan: &Plan, tables: &Tables, seed: &PacketSeed) -> Result<(), TestCaseError> {
     let world = clusters::world();
-    let (packet, name) = seed.grow(plan);
-    let list_of = |backend: &_| clusters::list_of(name.as_ref(), backend).map(Into::into);
-    let rules = tracer::trace(tables, &world, &packet, &list_of);
-    let says = oracle::judge(plan, &world, &packet);
+    let Sent { packet, remembered, seen } = seed.grow(plan);
+    let rules = verdicts::trace(tables, &world, &packet, &seen);
+    let says = oracle::judge(plan, &world, &packet, &remembered);
     prop_assert!(rules == says, "{packet:?}\nrules:\n{rules}plan:\n{says}{plan:#?}\n{tables}");
     Ok(())
 }

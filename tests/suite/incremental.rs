@@ -26,9 +26,10 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::clusters::{self, PacketSeed};
-use crate::world::{Packet, Verdicts};
-use crate::{pipeline, tracer};
+use crate::clusters::{self, PacketSeed, Sent};
+use crate::tracer::Packet;
+use crate::verdicts::Verdicts;
+use crate::{pipeline, verdicts};
 
 /// So many Services come and go.
 const SERVICES: usize = 3;
@@ -167,9 +168,8 @@ impl Rig {
         let Some(new) = history.last() else { return Vec::new() };
         let mut fates = Vec::new();
         for (seed, plan) in seeds.iter().flat_map(|seed| [(seed, old_plan), (seed, &new_plan)]) {
-            let (packet, name) = seed.grow(plan);
-            let list_of = |backend: &_| clusters::list_of(name.as_ref(), backend).map(Into::into);
-            let fate = |tables: &Tables| tracer::trace(tables, &clusters::world(), &packet, &list_of);
+            let Sent { packet, seen, .. } = seed.grow(plan);
+            let fate = |tables: &Tables| verdicts::trace(tables, &clusters::world(), &packet, &seen);
             let (first, last) = (fate(old), fate(new));
             let stays = old_plan.node == new_plan.node && concerned(old_plan, &packet) == concerned(&new_plan, &packet);
             for tables in &history {
@@ -421,7 +421,8 @@ proptest! {
             // Nothing is left to do.
             rig.kernel.take_calls();
             rig.pipeline.mark_everything();
-            prop_assert_eq!(rig.sync().await.unwrap(), Report::default());
+            let report = rig.sync().await.unwrap();
+            prop_assert_eq!((report.written, report.restores, report.bytes, report.rules), Default::default());
             Ok(())
         })?;
     }

@@ -10,20 +10,27 @@
 
 mod algebra;
 mod api;
+mod cleanup;
 mod clusters;
 mod config;
 mod decisions;
+mod deploy;
 mod equivalence;
 mod incremental;
 mod manifests;
 mod oracle;
 mod pipeline;
+mod recorded_answers;
 mod recorded_calls;
+mod recorded_metrics;
+mod recorded_pages;
 mod recorded_rules;
 mod recordings;
 mod regress;
 mod rendered;
 mod sizes;
 mod tidy;
+mod traced;
+#[path = "../tracer/trace.rs"]
 mod tracer;
-mod world;
+mod verdicts;

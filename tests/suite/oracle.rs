@@ -10,15 +10,21 @@
 //! - iptables mode refuses node ports of Services without endpoints on every address of the node,
 //!   also on those that serve no node ports.
 
+use std::collections::BTreeMap;
+
 use ferrule::model::ServicePortName;
 use ferrule::plan::{
     Action, Backend, Frontend, Listen, NodePlan, NodePortAddresses, Plan, PodTraffic, ServicePlan, Source,
 };
 
-use crate::world::{Packet, Verdict, Verdicts, World};
+use crate::tracer::{Packet, Verdict, World};
+use crate::verdicts::Verdicts;
+
+/// Endpoints of a Service that the sender of a packet was sent to before, and how many seconds ago.
+pub(crate) type Remembered = BTreeMap<Backend, u32>;
 
 /// What becomes of a packet.
-pub(crate) fn judge(plan: &Plan, world: &World, packet: &Packet) -> Verdicts {
+pub(crate) fn judge(plan: &Plan, world: &World, packet: &Packet, remembered: &Remembered) -> Verdicts {
     let destination = packet.destination;
     let untouched = Verdicts::always(Verdict::Untouched { masqueraded: false });
 
@@ -58,7 +64,15 @@ pub(crate) fn judge(plan: &Plan, world: &World, packet: &Packet) -> Verdicts {
     match *action {
         Action::Reject => refusal(frontend.listen, Verdict::Rejected),
         Action::Drop => refusal(frontend.listen, Verdict::Dropped),
-        Action::Balance { pool, masquerade } => balance(service, service.pool(pool), masquerade, world, packet),
+        Action::Balance { pool, masquerade } => {
+            let remembered = service.affinity_seconds.and_then(|seconds| {
+                // Clients stay with their endpoint for a while; of several, the first.
+                let fresh = |backend: &&Backend| remembered.get(backend).is_some_and(|age| *age <= seconds);
+                service.pool(pool).iter().find(fresh)
+            });
+            let chosen = remembered.map_or(service.pool(pool), std::slice::from_ref);
+            balance(service, chosen, masquerade, world, packet)
+        }
     }
 }
 
@@ -116,17 +130,8 @@ fn is_pod(node: &NodePlan, packet: &Packet) -> bool {
     }
 }
 
-fn balance(service: &ServicePlan, pool: &[Backend], masquerade: bool, world: &World, packet: &Packet) -> Verdicts {
-    assert!(!pool.is_empty(), "a pool that is balanced over has endpoints");
-    // Clients stay with their endpoint for a while; of several, the first.
-    let remembered = service.affinity_seconds.and_then(|seconds| {
-        let fresh = |backend: &&Backend| packet.remembered.get(backend).is_some_and(|age| *age <= seconds);
-        pool.iter().find(fresh)
-    });
-    let chosen = match remembered {
-        Some(backend) => std::slice::from_ref(backend),
-        None => pool,
-    };
+fn balance(service: &ServicePlan, chosen: &[Backend], masquerade: bool, world: &World, packet: &Packet) -> Verdicts {
+    assert!(!chosen.is_empty(), "a pool that is balanced over has endpoints");
     let mut verdicts = Verdicts::default();
     for backend in chosen {
         let goes_out = packet.interface.is_none() || !world.is_local(backend.ip);

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use ferrule::config::flags::{self, Flags, Invocation};
-use ferrule::config::{Config, ConfigError, Loaded, load_text};
+use ferrule::config::{Config, ConfigError, Loaded, Remark, load_text};
 use serde_json::json;
 
 const KIND: &str = "KubeProxyConfiguration";
@@ -71,8 +71,18 @@ pub(super) fn assert_in_order(loaded: &Loaded) {
         }
         Err(error) => assert!(!error.to_string().trim_end().ends_with(':'), "{error:?} says nothing"),
     }
-    let said = loaded.warnings.iter().chain(&loaded.infos);
-    said.for_each(|line| assert!(!line.trim().is_empty()));
+    for remark in loaded.completing.iter().chain(&loaded.checking) {
+        match remark {
+            Remark::LenientDecoding { complaint: said, .. }
+            | Remark::GateSet { name: said, .. }
+            | Remark::UnknownGate(said) => assert!(!said.trim().is_empty(), "{remark:?}"),
+            Remark::ModeChosen | Remark::GatesUpdated(_) => {}
+        }
+    }
+    for place in &loaded.places {
+        let mut parts = place.rsplit(':');
+        assert!(parts.by_ref().take(2).all(|part| part.parse::<usize>().is_ok_and(|n| n > 0)), "{place}");
+    }
 }
 
 /// The same as `time.ParseDuration` of Go, by another way: as a sum of decimal fractions.

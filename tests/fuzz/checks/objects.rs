@@ -173,7 +173,8 @@ fn assert_sound(event: &Event) {
 /// A cluster in which these events happen.
 pub(super) fn cluster(events: Vec<Event>) -> ClusterState {
     let addresses = ["192.0.2.1", "2001:db8::1"].map(|ip| ip.parse().expect("an address"));
-    let node = Node { name: NODE.into(), zone: None, addresses: addresses.to_vec(), pod_cidrs: Vec::new() };
+    let node =
+        Node { name: NODE.into(), zone: None, addresses: addresses.to_vec(), pod_cidrs: Vec::new(), draining: false };
     let mut state = pipeline::cluster(&node, &addresses, [], []);
     for event in events {
         state.apply(event);

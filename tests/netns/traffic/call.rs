@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 
 use super::{Answer, Outcome, Proto, sctp};
 use crate::world::Namespace;
@@ -100,9 +100,10 @@ impl Call {
         Ok(Outcome::Answer(answer(&buffer[..length], socket.local_addr()?.ip())?))
     }
 
-    fn connected(self, kind: SocketType) -> std::io::Result<OwnedFd> {
+    pub(super) fn connected(self, kind: SocketType) -> std::io::Result<OwnedFd> {
         let family = if self.to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-        let socket = socket(family, kind, None)?;
+        // Not for programs that are started meanwhile: a connection ends when its owner closes it.
+        let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
         set_socket_timeout(&socket, Timeout::Send, Some(self.patience))?;
         let any = if self.to.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
         let from = self.from.unwrap_or(any);

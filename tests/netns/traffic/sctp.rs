@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::net::{AddressFamily, Protocol, SocketType, ipproto, socket};
+use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, ipproto, socket_with};
 
 use super::{Answer, Call, Outcome, call, servers};
 use crate::world::Family;
@@ -40,7 +40,8 @@ pub(super) fn raw_socket(family: Family) -> UdpSocket {
         Family::V6 => AddressFamily::INET6,
     };
     let protocol: Protocol = ipproto::SCTP;
-    UdpSocket::from(socket(domain, SocketType::RAW, Some(protocol)).expect("raw sockets need root (CAP_NET_RAW)"))
+    let socket = socket_with(domain, SocketType::RAW, SocketFlags::CLOEXEC, Some(protocol));
+    UdpSocket::from(socket.expect("raw sockets need root (CAP_NET_RAW)"))
 }
 
 /// Answers INITs to a port until told to stop.

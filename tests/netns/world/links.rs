@@ -143,7 +143,8 @@ impl Batch {
     /// The node's side of its pods.
     fn pods(&mut self, fabric: Fabric, node: Node, pods: &[Pod]) {
         if fabric == Fabric::Bridge {
-            self.line("link add cni0 type bridge");
+            // With snooping a bridge sends packets of its own, which the tests' would be taken for.
+            self.line("link add cni0 type bridge mcast_snooping 0");
             self.line("link set cni0 up");
             for family in Family::BOTH {
                 self.address(family.gateway(fabric, node, 0), family.link_bits(), "cni0");

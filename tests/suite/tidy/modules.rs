@@ -6,12 +6,12 @@ use super::{File, assert_complaints, assert_none, repository, text};
 
 fn unreachable(files: &[File]) -> Vec<String> {
     let mut reached = BTreeSet::new();
-    let mut queue: Vec<String> =
-        files.iter().filter(|file| is_root(&file.path)).map(|file| file.path.clone()).collect();
-    while let Some(path) = queue.pop() {
+    let roots = files.iter().filter(|file| is_root(&file.path));
+    let mut queue: Vec<Declared> = roots.map(|file| Declared { path: file.path.clone(), beside: true }).collect();
+    while let Some(Declared { path, beside }) = queue.pop() {
         let Some(file) = files.iter().find(|file| file.path == path) else { continue };
         if reached.insert(path) {
-            queue.extend(declared(file));
+            queue.extend(declared(file, beside));
         }
     }
     // A folder with a Cargo.toml is a package of its own.
@@ -39,12 +39,19 @@ fn is_root(path: &str) -> bool {
     }
 }
 
+/// A file that a `mod` line may mean.
+struct Declared {
+    path: String,
+    /// Whether its own modules are in the same folder: so it is with targets, with `mod.rs`, and
+    /// with what a `#[path]` leads to. All others have them in the folder of their name.
+    beside: bool,
+}
+
 /// Files that the `mod` lines of a file may mean.
-fn declared(file: &File) -> Vec<String> {
+fn declared(file: &File, beside: bool) -> Vec<Declared> {
     let (folder, name) = file.path.rsplit_once('/').unwrap_or(("", &file.path));
-    // Targets and `mod.rs` have their modules beside them, all others in the folder of their name.
     let stem = name.trim_end_matches(".rs");
-    let inner = if is_root(&file.path) || stem == "mod" { folder.to_owned() } else { format!("{folder}/{stem}") };
+    let inner = if beside { folder.to_owned() } else { format!("{folder}/{stem}") };
     // Literals are blank in `code`, so the value of a `#[path]` comes from the text itself.
     let code = text::code(&file.text);
     let mut found = Vec::new();
@@ -55,8 +62,11 @@ fn declared(file: &File) -> Vec<String> {
             path = original.split('"').nth(1);
         } else if let Some(module) = module(line) {
             match path.take() {
-                Some(path) => found.push(resolve(&format!("{folder}/{path}"))),
-                None => found.extend([format!("{inner}/{module}.rs"), format!("{inner}/{module}/mod.rs")]),
+                Some(path) => found.push(Declared { path: resolve(&format!("{folder}/{path}")), beside: true }),
+                None => found.extend([
+                    Declared { path: format!("{inner}/{module}.rs"), beside: false },
+                    Declared { path: format!("{inner}/{module}/mod.rs"), beside: true },
+                ]),
             }
         }
     }
@@ -100,7 +110,8 @@ fn a_forgotten_file_is_found() {
             File::new("src/plan.rs", lines),
             File::new("src/plan/build.rs", ""),
             File::new("tests/suite/main.rs", "#[path = \"../shared/server.rs\"]\nmod server;\n"),
-            File::new("tests/shared/server.rs", ""),
+            File::new("tests/shared/server.rs", "mod answers;\n"),
+            File::new("tests/shared/answers.rs", ""),
             File::new("tests/fuzz/Cargo.toml", ""),
             File::new("tests/fuzz/targets/yaml.rs", ""),
         ])
