@@ -11,7 +11,7 @@ const FILE: &[u8] = b"apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubePr
 /// Arguments, one a line, without the program's name.
 pub(super) fn arguments(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
-    let args: Vec<String> = text.split('\n').map(str::to_owned).collect();
+    let args: Vec<String> = text.strip_suffix('\n').unwrap_or(&text).split('\n').map(str::to_owned).collect();
     let parsed = match parse(&args) {
         Ok(parsed) => parsed,
         Err(refused) => {
