@@ -223,11 +223,11 @@ impl ClusterState {
                 Arc::make_mut(&mut node).pod_cidrs = before.pod_cidrs.clone();
             }
         }
-        if self.node.as_ref() == Some(&node) {
-            return Changed::Nothing;
-        }
+        // Whether it is about to go is not for rules, but for those who look at events.
+        let same = |before: &Arc<Node>| Node { draining: node.draining, ..(**before).clone() } == *node;
+        let changed = if self.node.as_ref().is_some_and(same) { Changed::Nothing } else { Changed::Node };
         self.node = Some(node);
-        Changed::Node
+        changed
     }
 
     fn put_addresses(&mut self, addresses: Arc<[IpAddr]>) -> Changed {

@@ -97,6 +97,12 @@ impl Command {
         }
     }
 
+    /// Limited to another time.
+    pub fn within(mut self, limit: Duration) -> Command {
+        self.timeout = limit;
+        self
+    }
+
     /// With standard input.
     pub fn with_stdin(mut self, stdin: Vec<u8>) -> Command {
         self.stdin = stdin;

@@ -73,6 +73,15 @@ pub fn listen_in_family(address: SocketAddr) -> io::Result<TcpListener> {
     listen_on(address, true)
 }
 
+/// Why an address could not be taken, in Go's words, which operators search logs for.
+pub fn refusal(address: SocketAddr, error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let mut rest = text.chars();
+    let first = rest.next().map(|c| c.to_ascii_lowercase());
+    format!("listen tcp {address}: bind: {}{}", first.into_iter().collect::<String>(), rest.as_str())
+}
+
 const EADDRNOTAVAIL: i32 = rustix::io::Errno::ADDRNOTAVAIL.raw_os_error();
 const EAFNOSUPPORT: i32 = rustix::io::Errno::AFNOSUPPORT.raw_os_error();
 

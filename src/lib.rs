@@ -28,6 +28,7 @@ pub mod backend;
 pub mod sync;
 
 pub mod events;
+pub mod health;
 
 pub mod instance;
 pub mod sysctl;

@@ -33,6 +33,9 @@ pub struct NodePlan {
     pub family: IpFamily,
     /// Addresses of this node on which node ports are served.
     pub node_port_addresses: NodePortAddresses,
+    /// Addresses of this node on which load balancers ask for its health: the same, but with the
+    /// loopback ones that belong to it in any case.
+    pub health_check_addresses: NodePortAddresses,
     /// Whether node ports answer on IPv4 loopback addresses too. Never for IPv6.
     pub localhost_node_ports: bool,
     /// How to recognise traffic of this node's pods, if that is possible.

@@ -12,6 +12,8 @@ use crate::backend::iptables::tools::Tools;
 use crate::cluster::ClusterState;
 use crate::command::System;
 use crate::config::{Action, Api, Config, ProxyMode};
+use crate::events::Recorder;
+use crate::health::{Health, NodePorts};
 use crate::instance::Instance;
 use crate::net::IpFamily;
 use crate::plan::build::DetectLocal;
@@ -19,7 +21,7 @@ use crate::sync::Pipeline;
 use crate::sync::drive::drive;
 use crate::sync::notice::Observer;
 use crate::sync::pacer::Pace;
-use crate::{source, sysctl};
+use crate::{health, source, sysctl};
 
 /// Longest time without a full sync. (kube-proxy: `FullSyncPeriod`.)
 const FULL_SYNC_PERIOD: Duration = Duration::from_secs(3_600);
@@ -47,7 +49,7 @@ async fn run_iptables(config: Config) -> anyhow::Result<()> {
         sysctl::allow_localhost_node_ports()?;
     }
     let iptables = apply::Settings { mark: config.masquerade_mark, drop_invalid: !sysctl::conntrack_is_liberal() };
-    let pipelines = tools
+    let pipelines: Vec<_> = tools
         .into_iter()
         .map(|(family, tools)| {
             tracing::info!(%family, tools = ?tools.features.variant, "iptables mode");
@@ -64,8 +66,20 @@ async fn run_iptables(config: Config) -> anyhow::Result<()> {
         let has_pod_cidr = || state.node().is_some_and(|node| !node.pod_cidrs.is_empty());
         state.is_synced() && (!waits_for_pod_cidr || has_pod_cidr())
     };
-    let observers: Vec<Box<dyn Observer>> = Vec::new();
-    drive(pipelines, pace, receiver, ready, observers, stop_signal()).await;
+    let recorder = Recorder::default();
+    let health = Health::new(2 * config.sync_period);
+    let node_ports = NodePorts::new(pipelines.iter().map(Pipeline::family), &health, &recorder);
+    let observers: Vec<Box<dyn Observer>> = vec![Box::new(health.clone()), Box::new(node_ports)];
+    let probes = async {
+        let Some(address) = config.servers.healthz else { return std::future::pending().await };
+        health::serve(health, address, config.servers.bind_address_hard_fail, recorder).await
+    };
+    tokio::select! {
+        // First, so that an address that must be had is asked for before a rule is written.
+        biased;
+        failed = probes => return Err(failed.into()),
+        () = drive(pipelines, pace, receiver, ready, observers, stop_signal()) => {}
+    }
     tracing::info!("stopped; rules stay in the kernel");
     Ok(())
 }

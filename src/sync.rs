@@ -237,6 +237,7 @@ fn empty_node_plan(family: IpFamily) -> NodePlan {
     NodePlan {
         family,
         node_port_addresses: crate::plan::NodePortAddresses::Only(Vec::new()),
+        health_check_addresses: crate::plan::NodePortAddresses::Only(Vec::new()),
         localhost_node_ports: false,
         pod_traffic: None,
     }

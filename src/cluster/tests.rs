@@ -194,3 +194,17 @@ fn a_node_that_says_nothing_of_its_addresses_keeps_them() {
     assert_eq!(state.apply(Event::Node(Arc::new(moved))), Changed::Node);
     assert_eq!(state.node().map(|node| node.pod_cidrs.clone()), Some(node.pod_cidrs));
 }
+
+#[test]
+fn a_node_about_to_go_changes_no_rules() {
+    let mut state = ClusterState::new();
+    let node = Node { name: "node".into(), addresses: vec![[10, 0, 0, 7].into()], ..Node::default() };
+    assert_eq!(state.apply(Event::Node(Arc::new(node.clone()))), Changed::Node);
+    for draining in [true, false] {
+        let node = Arc::new(Node { draining, ..node.clone() });
+        assert_eq!(state.apply(Event::Node(node.clone())), Changed::Nothing);
+        assert_eq!(state.node(), Some(&node));
+    }
+    let moved = Node { addresses: vec![[10, 0, 0, 8].into()], draining: true, ..node };
+    assert_eq!(state.apply(Event::Node(Arc::new(moved))), Changed::Node);
+}

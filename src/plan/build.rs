@@ -120,18 +120,23 @@ impl Settings {
 pub fn node_plan(family: IpFamily, settings: &Settings, node: &Node, addresses: &[IpAddr]) -> NodePlan {
     let nets = settings.node_port_nets(family, node);
     let localhost_node_ports = settings.localhost_node_ports(family, node);
-    let node_port_addresses = match nets.is_empty() {
+    let within = |loopback: bool| match nets.is_empty() {
         true => NodePortAddresses::All,
         false => {
-            let serves =
-                |ip: &IpAddr| nets.iter().any(|net| net.contains(ip)) && (localhost_node_ports || !ip.is_loopback());
+            let serves = |ip: &IpAddr| nets.iter().any(|net| net.contains(ip)) && (loopback || !ip.is_loopback());
             let mut only: Vec<IpAddr> = addresses.iter().copied().filter(serves).collect();
             only.sort();
             only.dedup();
             NodePortAddresses::Only(only)
         }
     };
-    NodePlan { family, node_port_addresses, localhost_node_ports, pod_traffic: pod_traffic(family, settings, node) }
+    NodePlan {
+        family,
+        node_port_addresses: within(localhost_node_ports),
+        health_check_addresses: within(true),
+        localhost_node_ports,
+        pod_traffic: pod_traffic(family, settings, node),
+    }
 }
 
 fn pod_traffic(family: IpFamily, settings: &Settings, node: &Node) -> Option<PodTraffic> {

@@ -13,6 +13,7 @@ mod backoff;
 mod connection;
 mod decode;
 mod exchange;
+mod liveness;
 mod outage;
 mod proxy;
 mod request;
@@ -20,6 +21,7 @@ mod target;
 mod watch;
 
 pub use connection::{Connection, ConnectionError, Settings};
+pub use liveness::{Liveness, WatchState};
 
 use self::request::Resource;
 use self::watch::Watch;

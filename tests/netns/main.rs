@@ -59,6 +59,7 @@ mod comparison_check;
 mod crash;
 mod doors;
 mod faults;
+mod health;
 mod host;
 mod one_change;
 mod refusal;

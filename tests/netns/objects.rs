@@ -19,6 +19,8 @@ pub const SERVICE_PORT: u16 = 80;
 pub struct Objects {
     /// The Services with their endpoints.
     pub services: Vec<Service>,
+    /// Taints of node A.
+    pub taints: Vec<&'static str>,
 }
 
 /// A Service of one family with a port `tcp`, `udp`, … for each protocol, and its endpoints.
@@ -227,7 +229,7 @@ impl Endpoint {
 impl Objects {
     /// These Services.
     pub fn new(services: impl IntoIterator<Item = Service>) -> Objects {
-        Objects { services: services.into_iter().collect() }
+        Objects { services: services.into_iter().collect(), taints: Vec::new() }
     }
 
     /// The Service with this name.
@@ -237,24 +239,27 @@ impl Objects {
 
     /// Writes all as one file, which changes as a whole.
     pub fn write(&self, dir: &Path) {
-        let items: Vec<Value> = [node_a()].into_iter().chain(self.services.iter().flat_map(Service::objects)).collect();
+        let items: Vec<Value> =
+            [self.node_a()].into_iter().chain(self.services.iter().flat_map(Service::objects)).collect();
         let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
         let fresh = dir.with_file_name("objects.fresh");
         std::fs::write(&fresh, serde_json::to_vec(&list).unwrap()).unwrap();
         std::fs::rename(&fresh, dir.join("objects.json")).unwrap();
     }
-}
 
-fn node_a() -> Value {
-    let node = Node::A;
-    let addresses: Vec<_> =
-        Family::BOTH.iter().map(|family| json!({"type": "InternalIP", "address": family.node()})).collect();
-    let cidrs = Family::BOTH.map(|family| family.pod_cidr(node));
-    json!({
-        "apiVersion": "v1",
-        "kind": "Node",
-        "metadata": {"name": node.name(), "uid": "uid-of-node-a", "labels": {"topology.kubernetes.io/zone": node.zone()}},
-        "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs},
-        "status": {"addresses": addresses},
-    })
+    fn node_a(&self) -> Value {
+        let node = Node::A;
+        let addresses: Vec<_> =
+            Family::BOTH.iter().map(|family| json!({"type": "InternalIP", "address": family.node()})).collect();
+        let cidrs = Family::BOTH.map(|family| family.pod_cidr(node));
+        let labels = json!({"topology.kubernetes.io/zone": node.zone()});
+        let taints: Vec<_> = self.taints.iter().map(|key| json!({"key": key, "effect": "NoSchedule"})).collect();
+        json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": node.name(), "uid": "uid-of-node-a", "labels": labels},
+            "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs, "taints": taints},
+            "status": {"addresses": addresses},
+        })
+    }
 }

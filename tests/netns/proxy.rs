@@ -34,6 +34,8 @@ pub struct Config {
     pub node_port_addresses: Vec<String>,
     /// `localhostNodePorts`.
     pub localhost_node_ports: bool,
+    /// `bindAddressHardFail`.
+    pub bind_address_hard_fail: bool,
 }
 
 /// How local pods are known.
@@ -65,6 +67,7 @@ impl Default for Config {
             sync_period: "30s",
             node_port_addresses: Vec::new(),
             localhost_node_ports: true,
+            bind_address_hard_fail: false,
         }
     }
 }
@@ -97,6 +100,7 @@ impl Config {
                 "minSyncPeriod": "10ms",
             },
             "nodePortAddresses": self.node_port_addresses,
+            "bindAddressHardFail": self.bind_address_hard_fail,
             // The limits of the connection table belong to the host.
             "conntrack": {"maxPerCore": 0, "min": 0},
             "oomScoreAdj": 0,
@@ -188,6 +192,11 @@ impl<'w> Proxy<'w> {
         // A zombie counts as ended; asking must not reap it, or its id could be somebody else's.
         let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
         stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
+    }
+
+    /// The exit code, if it has ended by itself.
+    pub fn ended(&mut self) -> Option<Option<i32>> {
+        self.child.try_wait().unwrap().map(|status| status.code())
     }
 
     /// Ends it as a service manager does.

@@ -135,8 +135,9 @@ pub(crate) fn settings() -> impl Strategy<Value = Settings> {
 pub(crate) fn node() -> impl Strategy<Value = Node> {
     let addresses = vec!["172.31.99.2".parse().unwrap(), "fd00:99::2".parse().unwrap()];
     let cidrs = vec!["10.128.0.0/24".parse().unwrap(), "fd00:10:128::/64".parse().unwrap()];
-    (prop::option::of(Just("z0".into())), subsequence(addresses, 0..=2), subsequence(cidrs, 0..=2))
-        .prop_map(|(zone, addresses, pod_cidrs)| Node { name: NODE.into(), zone, addresses, pod_cidrs })
+    (prop::option::of(Just("z0".into())), subsequence(addresses, 0..=2), subsequence(cidrs, 0..=2)).prop_map(
+        |(zone, addresses, pod_cidrs)| Node { name: NODE.into(), zone, addresses, pod_cidrs, draining: false },
+    )
 }
 
 /// The i-th Service, if it is there, and its slices, which may be there without it.

@@ -97,7 +97,7 @@ impl Case {
             trigger_time: None,
         };
         let addresses = vec![NODE_IP.parse().unwrap()];
-        let node = Node { name: "n0".into(), zone: Some("z0".into()), addresses, pod_cidrs: Vec::new() };
+        let node = Node { name: "n0".into(), zone: Some("z0".into()), addresses, ..Node::default() };
         let state = pipeline::cluster(&node, &node.addresses, [service], [slice]);
         pipeline::plan(&state, &self.settings, IpFamily::V4)
     }

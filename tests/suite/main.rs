@@ -18,6 +18,7 @@ mod incremental;
 mod manifests;
 mod oracle;
 mod pipeline;
+mod recorded_answers;
 mod recorded_calls;
 mod recorded_rules;
 mod recordings;

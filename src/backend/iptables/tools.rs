@@ -1,5 +1,7 @@
 //! The iptables programs of one family: running them, and what their answers mean.
 
+use std::time::Duration;
+
 use super::names;
 use super::ruleset::Table;
 use super::snapshot::Snapshot;
@@ -103,7 +105,7 @@ impl<R: Run> Tools<R> {
             false => &["--noflush", "--counters"],
         };
         let program = self.program("-restore");
-        let command = Command::new(program, args).with_stdin(input.as_bytes().to_vec());
+        let command = Command::new(program, args).with_stdin(input.as_bytes().to_vec()).within(restore_limit(input));
         let output = self.run.run(command, &mut |_| {}).await.map_err(|e| RestoreError::Other(e.into()))?;
         if output.success() {
             return Ok(());
@@ -191,6 +193,16 @@ impl<R: Run> Tools<R> {
             false => ApplyError::Failed { program, detail: format!("{detail} (exit code {})", output.code) },
         }
     }
+}
+
+/// How long a restore may take: many times what a slow node needs for so much (160,000 rules in one
+/// input of the nft program: a minute), and short enough that one that hangs is soon given up and
+/// tried again.
+fn restore_limit(input: &str) -> Duration {
+    const LEAST: Duration = Duration::from_secs(60);
+    /// About a thousand rules.
+    const BYTES_PER_SECOND: u64 = 100_000;
+    LEAST + Duration::from_secs(input.len() as u64 / BYTES_PER_SECOND)
 }
 
 /// The first thing of substance in what a program complained: warnings about the other variant's

@@ -16,6 +16,7 @@ use kube::config::ExecAuthCluster;
 use kube::{Client, Config};
 use tokio::sync::Mutex;
 
+use super::liveness::Liveness;
 use super::target::Target;
 
 /// Where a pod finds its account.
@@ -61,6 +62,7 @@ pub struct Connection {
     server: String,
     target: Option<Arc<Target>>,
     current: Mutex<Current>,
+    liveness: Liveness,
 }
 
 /// The client in use.
@@ -86,18 +88,24 @@ impl Connection {
         let target = Arc::new(Target::new(settings, &env, Path::new(SERVICE_ACCOUNT))?);
         let server = target.server.to_string().trim_end_matches('/').to_string();
         let current = Mutex::new(target.clone().connect().await?);
-        Ok(Connection { server, target: Some(target), current })
+        Ok(Connection { server, target: Some(target), current, liveness: Liveness::new() })
     }
 
     /// A connection through a client made elsewhere. `server` is its name in the log.
     pub fn over(client: Client, server: &str) -> Connection {
         let current = Current { client, files: Vec::new(), refused: false, complained: false };
-        Connection { server: server.to_string(), target: None, current: Mutex::new(current) }
+        let liveness = Liveness::new();
+        Connection { server: server.to_string(), target: None, current: Mutex::new(current), liveness }
     }
 
     /// URL of the server.
     pub fn server(&self) -> &str {
         &self.server
+    }
+
+    /// How the watches on it are.
+    pub fn liveness(&self) -> &Liveness {
+        &self.liveness
     }
 
     /// The client for a request. It is made anew if a file it was made of has changed, its

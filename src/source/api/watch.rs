@@ -152,7 +152,7 @@ impl<'a> Watch<'a> {
                 return Ok(None);
             };
             patience = patience.saturating_sub(asked.elapsed());
-            self.heard = Instant::now();
+            self.hear();
             let Some(line) = line? else {
                 self.cut_short += 1;
                 if self.cut_short >= CUT_SHORT_LIMIT {
@@ -189,7 +189,7 @@ impl<'a> Watch<'a> {
                     return Err(failure);
                 }
             };
-            self.heard = Instant::now();
+            self.hear();
             let page: Page<'_> = serde_json::from_slice(&body)
                 .map_err(|error| Failure::Nonsense(format!("a list that cannot be read: {error}")))?;
             if page.kind != self.resource.list_kind {
@@ -223,6 +223,7 @@ impl<'a> Watch<'a> {
             let line = match timeout(limit, lines.next()).await {
                 Ok(line) => line?,
                 Err(_) if self.outage.is_on() => {
+                    self.connection.liveness().connected(self.resource.kind, true);
                     self.outage.over();
                     continue;
                 }
@@ -237,7 +238,7 @@ impl<'a> Watch<'a> {
                     false => Ok(()),
                 };
             };
-            self.heard = Instant::now();
+            self.hear();
             let line = parse(line)?;
             if line.kind == "BOOKMARK" {
                 if let Some(version) = Identity::of(line.object).version() {
@@ -276,6 +277,12 @@ impl<'a> Watch<'a> {
         self.send(Event::Synced(self.resource.kind)).await
     }
 
+    /// The server has said something.
+    fn hear(&mut self) {
+        self.heard = Instant::now();
+        self.connection.liveness().heard(self.resource.kind);
+    }
+
     fn stop_streaming(&mut self, reason: &str) {
         self.streaming = false;
         let (kind, server) = (self.resource.kind, self.connection.server());
@@ -285,6 +292,7 @@ impl<'a> Watch<'a> {
     /// Reports a failure and decides where to go on.
     fn learn_from(&mut self, failure: &Failure, heard: bool) {
         self.outage.failed(failure);
+        self.connection.liveness().connected(self.resource.kind, false);
         self.fruitless = if heard || !failure.may_be_the_version() { 0 } else { self.fruitless + 1 };
         let in_the_stream = match failure {
             Failure::Nonsense(_) => true,

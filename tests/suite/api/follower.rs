@@ -8,7 +8,7 @@ use std::time::Duration;
 use ferrule::cluster::{Changed, ClusterState, Event};
 use ferrule::model::{EndpointSlice, Kind, Service, wire};
 use ferrule::net::IpFamily;
-use ferrule::source::api::{self, Connection};
+use ferrule::source::api::{self, Connection, Liveness};
 use http_body_util::{BodyExt, Either, Full, StreamBody};
 use hyper::body::{Bytes, Frame};
 use serde_json::{Value, json};
@@ -26,6 +26,7 @@ pub(super) const LONG: Duration = Duration::from_secs(90);
 pub(super) struct Follower {
     pub(super) core: Arc<Core>,
     pub(super) state: ClusterState,
+    pub(super) liveness: Liveness,
     events: mpsc::Receiver<Event>,
     task: JoinHandle<()>,
 }
@@ -132,8 +133,9 @@ impl Follower {
     pub(super) fn with_capacity(core: &Arc<Core>, capacity: usize) -> Follower {
         let (sender, events) = mpsc::channel(capacity);
         let connection = Connection::over(client(core.clone()), "http://fake");
+        let liveness = connection.liveness().clone();
         let task = tokio::spawn(async move { api::run(&connection, NODE, sender).await });
-        Follower { core: core.clone(), state: ClusterState::new(), events, task }
+        Follower { core: core.clone(), state: ClusterState::new(), liveness, events, task }
     }
 
     /// The next event, which must come within a minute and a half.

@@ -116,6 +116,34 @@ async fn ten_minutes_without_the_server() {
     }
 }
 
+/// Who looks at metrics sees a watch that is lost, and one that says nothing.
+#[tokio::test(start_paused = true)]
+async fn how_watches_are_is_seen() {
+    let core = Core::new(objects());
+    let mut follower = Follower::start(&core);
+    assert!(follower.liveness.read().iter().all(|watch| !watch.connected && watch.silent.is_none()), "at the start");
+    follower.until_synced().await;
+    follower.within(Duration::from_secs(600)).await;
+    for watch in follower.liveness.read() {
+        assert!(watch.connected, "{watch:?}");
+        assert!(watch.silent.expect("bookmarks are heard") <= Duration::from_secs(61), "{watch:?}");
+    }
+    core.set_down(true);
+    follower.within(Duration::from_secs(120)).await;
+    for watch in follower.liveness.read() {
+        assert!(!watch.connected, "{watch:?}");
+        assert!(watch.silent.expect("it was heard once") >= Duration::from_secs(119), "{watch:?}");
+    }
+    core.set_down(false);
+    follower.within(Duration::from_secs(61)).await;
+    assert!(follower.liveness.read().iter().all(|watch| watch.connected), "{:?}", follower.liveness.read());
+    // A watch that was only ever silent shows by its silence.
+    core.set_fault(On::Watch, Fault::Stall);
+    follower.within(Duration::from_secs(900)).await;
+    let silent = follower.liveness.read().map(|watch| watch.silent.expect("it was heard"));
+    assert!(silent.iter().all(|silent| *silent >= Duration::from_secs(150)), "{silent:?}");
+}
+
 /// Trap: kube's watcher takes a first watch that is closed at once for no error, and spins.
 #[tokio::test(start_paused = true)]
 async fn a_server_that_closes_at_once() {
