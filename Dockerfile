@@ -2,29 +2,42 @@
 #
 #   docker build -t ferrule .
 #
-# Both bases are arguments, so that any Debian-like image serves, local ones too.
+# Both bases are arguments, so that any image like Debian's serves, local ones too: `make image-local`
+# makes one out of Debian's packages.
 
 # Rust and a C compiler.
 ARG BUILD_BASE=rust:1.95-slim-bookworm
-# What the image consists of besides ferrule.
+# Where the programs besides ferrule come from.
 ARG BASE=debian:bookworm-slim
 
 FROM ${BUILD_BASE} AS build
 WORKDIR /src
 # What `.dockerignore` lets in. The manifest names tests and benches, so cargo wants to see them;
 # nothing of them is compiled.
-COPY . .
+COPY Cargo.toml Cargo.lock ./
+COPY benches benches
+COPY examples examples
+COPY src src
+COPY tests tests
 RUN cargo build --release --locked --bin ferrule --target-dir /build
 
-FROM ${BASE}
-# Both variants of iptables, and modprobe for their kernel modules. A base that has them needs no network.
+FROM ${BASE} AS programs
+# Both variants of iptables; ipset and nft for the other modes; modprobe for kernel modules; `ip` for
+# the demo; bash for go-runner. A base that has them needs no network.
 RUN set -eu; \
-    if ! command -v iptables-nft >/dev/null || ! command -v modprobe >/dev/null; then \
+    for program in iptables-nft iptables-legacy nft ipset modprobe ip bash; do \
+      command -v "$program" >/dev/null && continue; \
       apt-get -qq update; \
-      DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends iptables kmod; \
-      rm -rf /var/lib/apt/lists/*; \
-    fi
+      DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
+        bash iproute2 ipset iptables kmod nftables; \
+      break; \
+    done
+COPY deploy/image /collect
 COPY --from=build /build/release/ferrule /usr/local/bin/ferrule
-# Under this name it answers to whatever starts a kube-proxy.
-RUN ln -s ferrule /usr/local/bin/kube-proxy
+RUN /collect/collect /image && cp /collect/go-runner /image/go-runner
+
+# Only what is needed: no package manager, no conntrack (ferrule asks the kernel itself).
+FROM scratch
+COPY --from=programs /image /
+ENV PATH=/usr/local/bin:/usr/sbin:/usr/bin
 ENTRYPOINT ["/usr/local/bin/ferrule"]

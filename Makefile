@@ -23,13 +23,16 @@ FERRULE_SHARED ?= ../shared
 # Further arguments, as in `make demo ARGS=--help` or `make test ARGS=affinity`.
 ARGS ?=
 
+# How long each fuzz target runs.
+FUZZ_SECONDS ?= 60
+
 IMAGE ?= ferrule:dev
-# Arguments for the image build, such as `--build-arg BASE=localhost/base`.
+# Arguments for the image build, such as `--build-arg BASE=localhost/base`: another base (see Dockerfile).
 IMAGE_ARGS ?=
 
 # Programs (or files) and the packages they come from.
 COMPILER := cc=gcc /usr/include/stdlib.h=libc6-dev
-KERNEL_TOOLS := ip=iproute2 iptables-legacy=iptables iptables-nft=iptables modprobe=kmod
+KERNEL_TOOLS := ip=iproute2 iptables-legacy=iptables iptables-nft=iptables modprobe=kmod nft=nftables
 
 # needs program=package...: installs what is missing.
 define needs
@@ -84,7 +87,7 @@ endef
 .PHONY: help
 help: ## list the targets
 	@echo 'ferrule: a drop-in replacement for kube-proxy. Targets:'
-	sed -n 's/^\([a-z]*\):.* ## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-20s%s\n", $$1, $$2 }'
+	sed -n 's/^\([a-z-]*\):.* ## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-20s%s\n", $$1, $$2 }'
 
 .PHONY: demo
 demo: ## watch a proxy at work on real packets, in network namespaces of its own (root)
@@ -123,6 +126,20 @@ lint: ## formatting, clippy and documentation, warnings denied
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
 	echo 'make lint: formatting, clippy and documentation are clean'
 
+.PHONY: chart
+chart: ## lint and render the Helm chart, read the PromQL of dashboard and alerts (Helm from PyPI)
+	@$(needs)
+	needs python3=python3 /usr/share/doc/python3-venv=python3-venv
+	tools="$${CARGO_TARGET_DIR:-target}/chart-tools"
+	wanted='helm-python-sdk==0.2.2 promql-parser==0.12.0 pyyaml==6.0.2'
+	if [[ "$$(cat "$$tools/installed" 2>/dev/null)" != "$$wanted" ]]; then
+	  python3 -m venv --clear "$$tools"
+	  "$$tools/bin/pip" install --quiet --disable-pip-version-check $$wanted
+	  echo "$$wanted" >"$$tools/installed"
+	fi
+	"$$tools/bin/python" tests/chart/check.py
+	echo 'make chart: the chart renders to what is expected'
+
 .PHONY: deny
 deny: ## check licences, duplicates and advisories of dependencies (compiles cargo-deny: minutes)
 	@$(needs)
@@ -144,15 +161,74 @@ bench: ## time plan, compile and diff with criterion
 	cargo bench --locked --bench '*' -- $(ARGS)
 	echo 'make bench: done; criterion keeps its figures under criterion/ in the target directory'
 
+.PHONY: fuzz
+fuzz: ## search for inputs that break parsers or the slice merge (compiles cargo-fuzz: minutes); ARGS names targets
+	@$(needs)
+	needs $(COMPILER) c++=g++
+	cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
+	# There is no unsafe code for a sanitizer to watch, and without one a stable compiler will do.
+	kept="$${CARGO_TARGET_DIR:-target}/fuzz" targets='$(ARGS)' broken=()
+	build=(--fuzz-dir tests/fuzz --target-dir "$$kept" --sanitizer none)
+	cargo fuzz build "$${build[@]}"
+	for target in $${targets:-$$(cargo fuzz list --fuzz-dir tests/fuzz)}; do
+	  printf '\n=== %s\n' "$$target"
+	  mkdir -p "$$kept/corpus/$$target"
+	  nice cargo fuzz run "$${build[@]}" "$$target" "$$kept/corpus/$$target" "tests/regress/$$target" -- \
+	    -max_total_time=$(FUZZ_SECONDS) -timeout=10 -verbosity=0 -print_final_stats=1 || broken+=("$$target")
+	done
+	if [[ $${#broken[@]} -gt 0 ]]; then
+	  echo "make $@: found something in $${broken[*]}: give the input under tests/fuzz/artifacts/ a name in tests/regress/, then mend" >&2
+	  exit 1
+	fi
+	echo 'make $@: nothing found'
+
 .PHONY: image
 image: ## build the container image with docker, podman or buildah
 	@$(needs)
 	if docker info >/dev/null 2>&1; then
 	  docker build -t '$(IMAGE)' $(IMAGE_ARGS) .
+	  size=$$(docker image ls --format '{{.Size}}' '$(IMAGE)')
 	elif command -v podman >/dev/null; then
 	  podman build -t '$(IMAGE)' $(IMAGE_ARGS) .
+	  size=$$(podman image ls --format '{{.Size}}' '$(IMAGE)')
 	else
 	  needs buildah=buildah
 	  buildah build --isolation chroot -t '$(IMAGE)' $(IMAGE_ARGS) .
+	  size=$$(buildah images --format '{{.Size}}' '$(IMAGE)')
 	fi
-	echo 'make image: built $(IMAGE)'
+	echo "make image: built $(IMAGE), $$size unpacked"
+
+# Where the base of image-local is kept: what is in it changes with Debian, not with ferrule.
+LOCAL_BASE := localhost/ferrule-base
+LOCAL_PACKAGES := bash,ca-certificates,gcc,iproute2,ipset,iptables,kmod,libc6-dev,nftables
+
+.PHONY: image-local
+image-local: ## build it with buildah, without a daemon or a registry: Debian's packages, this Rust (root)
+	@$(needs)
+	needs buildah=buildah mmdebstrap=mmdebstrap
+	if ! buildah inspect '$(LOCAL_BASE)' >/dev/null 2>&1; then
+	  scratch=$$(mktemp -d)
+	  trap 'rm -rf "$$scratch"' EXIT
+	  suite=$$(. /etc/os-release; [[ $$ID == debian ]] && echo "$$VERSION_CODENAME" || echo bookworm)
+	  mmdebstrap --quiet --variant=essential --include='$(LOCAL_PACKAGES)' "$$suite" "$$scratch/base.tar"
+	  base=$$(buildah from scratch)
+	  buildah add --quiet "$$base" "$$scratch/base.tar" / >/dev/null
+	  buildah config --env PATH=/opt/rust/bin:/usr/sbin:/usr/bin:/sbin:/bin --env CARGO_HOME=/opt/cargo "$$base"
+	  buildah commit --quiet --rm "$$base" '$(LOCAL_BASE)' >/dev/null
+	fi
+	mkdir -p "$${CARGO_HOME:-$$HOME/.cargo}/registry"
+	buildah build --isolation chroot --layers -t '$(IMAGE)' \
+	  --build-arg BASE='$(LOCAL_BASE)' --build-arg BUILD_BASE='$(LOCAL_BASE)' \
+	  --volume "$$(rustc --print sysroot):/opt/rust:ro" \
+	  --volume "$${CARGO_HOME:-$$HOME/.cargo}/registry:/opt/cargo/registry" \
+	  --volume /etc/ssl/certs:/etc/ssl/certs:ro $(IMAGE_ARGS) .
+	echo "make image-local: built $(IMAGE), $$(buildah images --format '{{.Size}}' '$(IMAGE)') unpacked"
+
+.PHONY: image-test
+image-test: ## run what image-local built: the demo, both variants of iptables, least privilege (root)
+	@$(needs)
+	needs buildah=buildah $(KERNEL_TOOLS) setpriv=util-linux
+	container=$$(buildah from '$(IMAGE)')
+	trap 'buildah rm "$$container" >/dev/null' EXIT
+	unshare --mount --net --pid --fork --kill-child deploy/image/test "$$(buildah mount "$$container")"
+	echo 'make image-test: $(IMAGE) does what its manifests need'

@@ -4,6 +4,8 @@ pub mod iptables;
 
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::ops::{AddAssign, SubAssign};
+use std::time::Duration;
 
 use crate::model::ServicePortName;
 use crate::plan::Plan;
@@ -59,6 +61,24 @@ pub struct Report {
     pub restores: usize,
     /// Bytes given to them.
     pub bytes: usize,
+    /// How many of these programs failed because the kernel refused what they were given.
+    pub refusals: usize,
+    /// Rules that the kernel holds now in the backend's own chains.
+    pub holds: RuleCount,
+    /// Rules written to those chains in this sync.
+    pub rules: RuleCount,
+    /// How long comparing took. The rest is writing.
+    pub diffing: Duration,
+}
+
+/// Rules in chains of the backend's own, by table. All zero for mechanisms without such tables.
+/// (kube-proxy: what it writes with `iptables-restore`, so not the jumps from built-in chains.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RuleCount {
+    /// Table `filter`.
+    pub filter: usize,
+    /// Table `nat`.
+    pub nat: usize,
 }
 
 /// Why a sync as a whole did not succeed. It is tried again.
@@ -83,4 +103,31 @@ pub enum ApplyError {
     /// A program could not be run at all, or not to its end.
     #[error(transparent)]
     Command(#[from] crate::command::CommandError),
+}
+
+// === impl ApplyError ===
+
+impl ApplyError {
+    /// Whether the program is not there at all.
+    pub fn is_not_installed(&self) -> bool {
+        use crate::command::CommandError::Start;
+        matches!(self, ApplyError::Command(Start { source, .. }) if source.kind() == std::io::ErrorKind::NotFound)
+    }
+}
+
+// === impl RuleCount ===
+
+impl AddAssign for RuleCount {
+    fn add_assign(&mut self, other: RuleCount) {
+        self.filter += other.filter;
+        self.nat += other.nat;
+    }
+}
+
+impl SubAssign for RuleCount {
+    /// Never below zero.
+    fn sub_assign(&mut self, other: RuleCount) {
+        self.filter = self.filter.saturating_sub(other.filter);
+        self.nat = self.nat.saturating_sub(other.nat);
+    }
 }

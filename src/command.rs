@@ -84,6 +84,15 @@ pub trait Run: Send + Sync {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct System;
 
+// === impl CommandError ===
+
+impl CommandError {
+    /// Whether there is no such program.
+    pub fn is_not_installed(&self) -> bool {
+        matches!(self, CommandError::Start { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
+    }
+}
+
 // === impl Command ===
 
 impl Command {

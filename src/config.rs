@@ -11,20 +11,27 @@ mod duration;
 pub mod feature_gates;
 mod file;
 pub mod flags;
-mod go;
+pub(crate) mod go;
+mod json;
 mod resolve;
 mod schema;
 mod validate;
+mod watch;
+mod yaml;
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 pub use self::feature_gates::FeatureGates;
 use self::flags::Flags;
+pub use self::schema::KubeProxyConfiguration;
+pub use self::watch::FileWatch;
 use crate::plan::build::Settings;
 
 /// The release of Kubernetes whose kube-proxy this program stands in for.
@@ -43,6 +50,8 @@ pub struct Config {
     /// What decides about rules; also this node's name (`--hostname-override`, `hostnameOverride`,
     /// else the system's host name; trimmed, in lower case).
     pub planning: Settings,
+    /// `--cluster-cidr`, `clusterCIDR`, whether or not it decides what a pod's traffic is.
+    pub cluster_cidrs: Vec<IpNet>,
     /// Packet mark that asks for masquerading, one bit: `--iptables-masquerade-bit`,
     /// `iptables.masqueradeBit` or `nftables.masqueradeBit`.
     pub masquerade_mark: u32,
@@ -76,6 +85,10 @@ pub struct Config {
     pub config_file: Option<PathBuf>,
     /// The version to report, [`KUBERNETES_VERSION`] possibly with a suffix: `--version=vX.Y.Z-…`.
     pub version: String,
+    /// All of it in the form of the file, for `--write-config-to` and `/configz`.
+    pub document: KubeProxyConfiguration,
+    /// Every flag with its value, sorted by name, for `/flagz`.
+    pub flags: Vec<(&'static str, String)>,
 }
 
 /// What a start of the program is for.
@@ -212,15 +225,48 @@ pub enum LogFormat {
     Json,
 }
 
-/// What [`load`] gives. The messages are to be logged in any case, before an error is.
+/// What [`load`] gives, in the order in which it is to be told.
 #[derive(Debug)]
 pub struct Loaded {
+    /// What there is to say about reading it, before logging is configured.
+    pub completing: Vec<Remark>,
+    /// How to log from then on; `None` if that could not be found out, and `config` says why.
+    pub logging: Option<Logging>,
+    /// Every flag with its value, sorted by name.
+    pub listing: Vec<(&'static str, String)>,
+    /// What there is to say about checking it.
+    pub checking: Vec<Remark>,
     /// The configuration, or why there is none.
     pub config: Result<Config, ConfigError>,
-    /// Things the operator should look at.
-    pub warnings: Vec<String>,
-    /// Things the operator may like to know.
-    pub infos: Vec<String>,
+    /// Where in the file the fault is, as `file:line:column`, if one can tell.
+    pub places: Vec<String>,
+}
+
+/// Something to log, whatever comes of the configuration. kube-proxy logs the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Remark {
+    /// The file has fields that are unknown or there twice, which are ignored.
+    LenientDecoding {
+        /// Which.
+        complaint: String,
+        /// Where the first of them are, as `file:line:column`.
+        places: Vec<String>,
+    },
+    /// No mode is set, so that it is iptables.
+    ModeChosen,
+    /// A gate is set that will vanish, because everybody has the feature or nobody will.
+    GateSet {
+        /// The gate.
+        name: String,
+        /// What it is set to.
+        value: bool,
+        /// Whether the feature goes.
+        deprecated: bool,
+    },
+    /// A gate is set that does not exist.
+    UnknownGate(String),
+    /// The gates that are set. A detail.
+    GatesUpdated(BTreeMap<String, bool>),
 }
 
 /// Why a command line that parses is no configuration. Always fatal with exit code 1.
@@ -244,9 +290,30 @@ pub enum ConfigError {
 /// Reads the file if one is given, checks everything and resolves it. Reads nothing but that file
 /// and the system's host name.
 pub fn load(flags: &Flags) -> Loaded {
-    let (mut warnings, mut infos) = (Vec::new(), Vec::new());
-    let config = resolve::resolve(flags, &mut warnings, &mut infos);
-    Loaded { config, warnings, infos }
+    resolve::resolve(flags, file::read)
+}
+
+/// The same, with `bytes` in place of what stands in the file.
+#[cfg(feature = "fixtures")]
+pub fn load_text(flags: &Flags, bytes: &[u8]) -> Loaded {
+    resolve::resolve(flags, |_| file::from_bytes(bytes))
+}
+
+/// Writes the resolved configuration to a file, for `--write-config-to`. The error is worded as
+/// kube-proxy's.
+pub fn write(config: &Config, path: &Path) -> Result<(), String> {
+    std::fs::write(path, config.document.to_yaml()).map_err(|error| go_io_error("open", path, &error))
+}
+
+/// The system's answer as Go words it: operation, path, reason.
+fn go_io_error(operation: &str, path: &Path, error: &io::Error) -> String {
+    let path = path.display();
+    match error.kind() {
+        io::ErrorKind::NotFound => format!("{operation} {path}: no such file or directory"),
+        io::ErrorKind::PermissionDenied => format!("{operation} {path}: permission denied"),
+        io::ErrorKind::IsADirectory => format!("{operation} {path}: is a directory"),
+        _ => format!("{operation} {path}: {error}"),
+    }
 }
 
 // === impl ProxyMode ===
@@ -273,6 +340,15 @@ impl ProxyMode {
 impl fmt::Display for ProxyMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+// === impl Remark ===
+
+impl Remark {
+    /// Whether it is of interest at level 1 and above only.
+    pub fn is_detail(&self) -> bool {
+        matches!(self, Remark::GatesUpdated(_))
     }
 }
 

@@ -1,4 +1,12 @@
 //! What is told to people who look at the node or a Service in the cluster: Events of the API.
+//!
+//! ```text
+//! health, metrics, run --Happening--> Recorder --> sink: wire (an Event) -> series (repeats) -> API server
+//! ```
+
+mod series;
+pub mod sink;
+mod wire;
 
 use tokio::sync::mpsc;
 

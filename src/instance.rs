@@ -26,25 +26,37 @@ pub struct Instance {
 impl Instance {
     /// Waits until no other ferrule, and no program one left behind, is in this network namespace.
     pub async fn acquire() -> io::Result<Instance> {
-        let address = SocketAddr::from_abstract_name(NAME)?;
         let mut waited = 0u32;
         loop {
-            match UnixListener::bind_addr(&address) {
-                Ok(socket) => {
-                    fcntl_setfd(&socket, FdFlags::empty())?;
-                    return Ok(Instance { _socket: socket });
-                }
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                    if waited == 20 {
-                        tracing::warn!(
-                            "another ferrule, or a program it started, is running in this network namespace; waiting for its end"
-                        );
-                    }
-                    waited = waited.saturating_add(1);
-                    tokio::time::sleep(STEP).await;
-                }
-                Err(error) => return Err(error),
+            if let Some(instance) = Instance::try_acquire()? {
+                return Ok(instance);
             }
+            if waited == 20 {
+                tracing::warn!(
+                    "another ferrule, or a program it started, is running in this network namespace; waiting for its end"
+                );
+            }
+            waited = waited.saturating_add(1);
+            tokio::time::sleep(STEP).await;
+        }
+    }
+
+    /// The same, but gives up after a while.
+    pub async fn acquire_within(limit: Duration) -> io::Result<Option<Instance>> {
+        match tokio::time::timeout(limit, Instance::acquire()).await {
+            Ok(acquired) => acquired.map(Some),
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn try_acquire() -> io::Result<Option<Instance>> {
+        match UnixListener::bind_addr(&SocketAddr::from_abstract_name(NAME)?) {
+            Ok(socket) => {
+                fcntl_setfd(&socket, FdFlags::empty())?;
+                Ok(Some(Instance { _socket: socket }))
+            }
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
+            Err(error) => Err(error),
         }
     }
 }

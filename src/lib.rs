@@ -27,12 +27,21 @@ pub mod backend;
 
 pub mod sync;
 
+pub mod conntrack;
+
 pub mod events;
 pub mod health;
 
 pub mod instance;
 pub mod sysctl;
 pub mod telemetry;
+
+pub mod cleanup;
+pub mod startup;
+
+pub mod metrics;
+
+pub mod debug_server;
 
 pub mod run;
 

@@ -40,6 +40,14 @@ impl fmt::Display for ServiceName {
     }
 }
 
+/// Whether a text can be a name of a Service, a namespace or a port: ASCII letters, digits, `-`, `.`
+/// and `_`. An API server lets no others pass, and not all of these; a manifest file may hold
+/// anything, and names become part of rules.
+fn is_name(text: &str) -> bool {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    !text.is_empty() && text.chars().all(is_part)
+}
+
 /// One port of one Service: the unit of planning, compiling and applying. The order of the fields
 /// is the order in which rules are written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

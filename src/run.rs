@@ -1,105 +1,214 @@
 //! The composition root: builds every part from the configuration, joins them, and runs.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::backend::iptables::apply::{self, Iptables};
-use crate::backend::iptables::netlink::Counters;
+use crate::backend::iptables::compile::{NFACCT_INVALID_DROPPED, NFACCT_LOCALHOST_ACCEPTED};
+use crate::backend::iptables::netlink::{self, Counters};
 use crate::backend::iptables::tools::Tools;
-use crate::cluster::ClusterState;
+use crate::cluster::{ClusterState, Event};
 use crate::command::System;
-use crate::config::{Action, Api, Config, ProxyMode};
-use crate::events::Recorder;
+use crate::config::{self, Action, Api, Config, FileWatch, ProxyMode};
+use crate::debug_server::DebugServer;
+use crate::events::sink::Reporter;
+use crate::events::{Happening, Recorder};
 use crate::health::{Health, NodePorts};
 use crate::instance::Instance;
+use crate::metrics::{Metrics, Probe, Readers, Watch};
+use crate::model::Node;
 use crate::net::IpFamily;
 use crate::plan::build::DetectLocal;
+use crate::source::api::{Connection, Liveness, Rate};
+use crate::startup::node::{self, Early, NodeLog};
 use crate::sync::Pipeline;
 use crate::sync::drive::drive;
 use crate::sync::notice::Observer;
 use crate::sync::pacer::Pace;
-use crate::{health, source, sysctl};
+use crate::sysctl::Sysctls;
+use crate::{cleanup, conntrack, events, health, source, startup};
 
 /// Longest time without a full sync. (kube-proxy: `FullSyncPeriod`.)
 const FULL_SYNC_PERIOD: Duration = Duration::from_secs(3_600);
 /// Events that may wait while the loop is busy.
 const EVENT_BACKLOG: usize = 1_024;
 
-/// Runs the proxy until it is told to stop (SIGTERM or SIGINT). Rules stay when it ends.
-pub async fn run(config: Config) -> anyhow::Result<()> {
-    if config.action != Action::Run {
-        bail!("--init-only, --cleanup and --write-config-to are not built yet; nothing was done");
-    }
-    match config.mode {
-        ProxyMode::Iptables => run_iptables(config).await,
-        mode => bail!("mode {mode} is not built yet: this ferrule has iptables mode only; set mode: iptables"),
-    }
+/// Happenings that may wait to become Events.
+const HAPPENING_BACKLOG: usize = 64;
+
+/// What a start has found and set up.
+struct Started {
+    _instance: Instance,
+    tools: Vec<(IpFamily, Tools<System>)>,
+    sysctls: Sysctls,
+    early: Early,
+    events: mpsc::Receiver<Event>,
+    /// Lets the source go on to what is only of use to the loop.
+    begin: oneshot::Sender<()>,
 }
 
-async fn run_iptables(config: Config) -> anyhow::Result<()> {
+/// Does what the configuration asks for. The proxy runs until it is told to stop (SIGTERM or SIGINT);
+/// its rules stay when it ends.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    match &config.action {
+        Action::WriteConfig(path) => return write_config(&config, path),
+        Action::Cleanup => return cleanup::everything().await,
+        Action::Run | Action::InitOnly => {}
+    }
+    let (changed, mut change) = oneshot::channel();
+    let stop = stop(config.config_file.as_deref().map(FileWatch::new).transpose()?, changed);
+    match config.mode {
+        ProxyMode::Iptables => run_iptables(config, stop).await?,
+        mode => bail!("mode {mode} is not built yet: this ferrule has iptables mode only; set mode: iptables"),
+    }
+    change.try_recv().map_or(Ok(()), Err)
+}
+
+fn write_config(config: &Config, path: &Path) -> anyhow::Result<()> {
+    config::write(config, path).map_err(anyhow::Error::msg)?;
+    tracing::info!(file = %path.display(), "Wrote configuration");
+    Ok(())
+}
+
+async fn run_iptables(config: Config, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    // First of all, because it fails if the configuration is wrong.
+    let connection = connect(&config).await?;
     let settings = Arc::new(config.planning.clone());
     let pace = Pace { min: config.min_sync_period, retry: config.sync_period, max: FULL_SYNC_PERIOD };
-    let tools = iptables_tools().await?;
-    let _instance = Instance::acquire().await.context("cannot see to it that only one ferrule runs here")?;
-
-    if settings.routes_localnet() && tools.iter().any(|(family, _)| *family == IpFamily::V4) {
-        sysctl::allow_localhost_node_ports()?;
+    let (recorder, happenings) = Recorder::new(HAPPENING_BACKLOG);
+    let health = Health::new(2 * config.sync_period);
+    let metrics = metrics(&config, &health, connection.as_deref())?;
+    if let Some(connection) = &connection {
+        let metrics = metrics.clone();
+        connection.observe(move |exchange| metrics.count_request(exchange));
     }
-    let iptables = apply::Settings { mark: config.masquerade_mark, drop_invalid: !sysctl::conntrack_is_liberal() };
+    // Before the API server is reached: a proxy that waits for it is alive.
+    let servers = serve(&config, health.clone(), metrics.clone(), recorder.clone());
+    tokio::pin!(stop, servers);
+    let started = tokio::select! {
+        biased;
+        failed = &mut servers => return Err(failed),
+        started = start(&config, connection.clone()) => started?,
+        () = &mut stop => {
+            tracing::info!("stopped before any rule was written; those in the kernel stay");
+            return Ok(());
+        }
+    };
+    let Started { _instance, tools, sysctls, early, events, begin } = started;
+    if config.action == Action::InitOnly {
+        for (family, _) in tools {
+            tracing::info!(ipFamily = %family, "System initialized and --init-only specified");
+        }
+        return Ok(());
+    }
+
+    let iptables = apply::Settings { mark: config.masquerade_mark, drop_invalid: !sysctls.conntrack_is_liberal() };
     let pipelines: Vec<_> = tools
         .into_iter()
         .map(|(family, tools)| {
-            tracing::info!(%family, tools = ?tools.features.variant, "iptables mode");
+            let (variant, mark) = (tools.features.variant, format!("{:#010x}", config.masquerade_mark));
+            let (min, period) = (pace.min, pace.retry);
+            tracing::info!(%family, tools = ?variant, mark, minSyncPeriod = ?min, syncPeriod = ?period, "iptables mode");
             let backend = Iptables::new(tools, iptables.clone(), Counters::ensure);
             Pipeline::new(family, settings.clone(), pace, backend)
         })
         .collect();
-
-    let (events, receiver) = mpsc::channel(EVENT_BACKLOG);
-    tokio::spawn(source::addresses::run(events.clone()));
-    start_source(&config, events).await?;
-    let waits_for_pod_cidr = settings.detect_local == DetectLocal::NodeCidr;
-    let ready = move |state: &ClusterState| {
-        let has_pod_cidr = || state.node().is_some_and(|node| !node.pod_cidrs.is_empty());
-        state.is_synced() && (!waits_for_pod_cidr || has_pod_cidr())
-    };
-    let recorder = Recorder::default();
-    let health = Health::new(2 * config.sync_period);
+    sysctls.set_oom_score(config.oom_score_adj).await;
+    start_events(&config, connection, happenings);
+    recorder.record(Happening::Starting);
+    let _ = begin.send(());
     let node_ports = NodePorts::new(pipelines.iter().map(Pipeline::family), &health, &recorder);
-    let observers: Vec<Box<dyn Observer>> = vec![Box::new(health.clone()), Box::new(node_ports)];
-    let probes = async {
-        let Some(address) = config.servers.healthz else { return std::future::pending().await };
-        health::serve(health, address, config.servers.bind_address_hard_fail, recorder).await
-    };
+    let node_log = NodeLog::new(early.node);
+    let reconciled = metrics.clone();
+    let flows = conntrack::reconciler::reconciler(move |outcome| {
+        reconciled.record_reconcile(outcome.family, outcome.took, outcome.deleted);
+    });
+    let observers: Vec<Box<dyn Observer>> =
+        vec![Box::new(health), Box::new(node_ports), Box::new(node_log), Box::new(flows), Box::new(metrics.recorder())];
     tokio::select! {
         // First, so that an address that must be had is asked for before a rule is written.
         biased;
-        failed = probes => return Err(failed.into()),
-        () = drive(pipelines, pace, receiver, ready, observers, stop_signal()) => {}
+        failed = &mut servers => return Err(failed),
+        () = drive(pipelines, pace, early.events, events, ClusterState::is_synced, observers, stop) => {}
     }
     tracing::info!("stopped; rules stay in the kernel");
     Ok(())
 }
 
+/// All that comes before the first rule, in kube-proxy's order where an operator can tell.
+async fn start(config: &Config, connection: Option<Arc<Connection>>) -> anyhow::Result<Started> {
+    tracing::info!(version = config.version, ferrule = env!("CARGO_PKG_VERSION"), "Version info");
+    let sysctls = Sysctls::of_the_kernel();
+    let _instance = Instance::acquire().await.context("cannot see to it that only one ferrule runs here")?;
+    cleanup::other_modes(config.mode).await;
+    let tools = iptables_tools(&sysctls).await?;
+
+    let (sender, mut events) = mpsc::channel(EVENT_BACKLOG);
+    tokio::spawn(source::addresses::run(sender.clone()));
+    let (begin, begun) = oneshot::channel();
+    start_source(config, connection, sender, async move { _ = begun.await });
+    let settings = &config.planning;
+    let needs = node::Needs {
+        // Manifest files are not filled in by somebody else.
+        addresses: if config.manifests.is_empty() { node::ADDRESS_PATIENCE } else { Duration::ZERO },
+        pod_cidrs: (settings.detect_local == DetectLocal::NodeCidr).then_some(node::POD_CIDR_PATIENCE),
+    };
+    let early = node::wait(&mut events, &settings.node_name, needs).await?;
+    sysctls.set_conntrack(&config.conntrack)?;
+    let families: Vec<IpFamily> = tools.iter().map(|(family, _)| *family).collect();
+    startup::check(config, early.node.as_deref().unwrap_or(&Node::default()), &families)?;
+    if settings.routes_localnet() && families.contains(&IpFamily::V4) {
+        tracing::info!(
+            "node ports answer on localhost, which takes route_localnet=1; with iptables.localhostNodePorts: false, or \
+             nodePortAddresses without loopback addresses, they do not"
+        );
+        sysctls.allow_localhost_node_ports()?;
+    }
+    Ok(Started { _instance, tools, sysctls, early, events, begin })
+}
+
+/// Metrics of iptables mode, with what is read at a scrape: the kernel's counters, probes, watches.
+fn metrics(config: &Config, health: &Health, connection: Option<&Connection>) -> anyhow::Result<Metrics> {
+    let packets = |name: &'static str| move || netlink::packets(name).ok().flatten();
+    let (probes, liveness) = (health.probes().clone(), connection.map(|connection| connection.liveness().clone()));
+    let readers = Readers {
+        invalid_dropped: Box::new(packets(NFACCT_INVALID_DROPPED)),
+        localhost_accepted: Box::new(packets(NFACCT_LOCALHOST_ACCEPTED)),
+        probes: Box::new(move || {
+            let all = [("/healthz", &probes.healthz), ("/livez", &probes.livez)];
+            let by_code = |(path, answers): (_, &health::Answers)| {
+                answers.by_code().map(|(code, answers)| Probe { path, code, answers })
+            };
+            all.into_iter().flat_map(by_code).collect()
+        }),
+        watches: Box::new(move || {
+            let states = liveness.iter().flat_map(Liveness::read);
+            states.map(|at| Watch { kind: at.kind.to_string(), silent: at.silent, connected: at.connected }).collect()
+        }),
+    };
+    Metrics::new(config, readers).context("cannot set metrics up")
+}
+
 /// The tools of each family the node has. (kube-proxy: dual-stack whenever both work.)
-async fn iptables_tools() -> anyhow::Result<Vec<(IpFamily, Tools<System>)>> {
+async fn iptables_tools(sysctls: &Sysctls) -> anyhow::Result<Vec<(IpFamily, Tools<System>)>> {
     let mut found = Vec::new();
     let mut reasons = Vec::new();
     for family in IpFamily::BOTH {
-        if family == IpFamily::V6 && !sysctl::kernel_has_ipv6() {
+        if family == IpFamily::V6 && !sysctls.kernel_has_ipv6() {
             reasons.push("the kernel has IPv6 disabled".to_owned());
             continue;
         }
-        match Tools::probe(System, family).await {
+        match Tools::probe_patiently(System, family).await {
             Ok(tools) => found.push((family, tools)),
             Err(error) => reasons.push(error.to_string()),
         }
     }
     if found.is_empty() {
-        bail!("iptables is not available on this host: {}", reasons.join("; "));
+        bail!("iptables is not available on this host : {}", reasons.join("; "));
     }
     for reason in reasons {
         tracing::warn!(%reason, "one IP family is not served");
@@ -107,14 +216,28 @@ async fn iptables_tools() -> anyhow::Result<Vec<(IpFamily, Tools<System>)>> {
     Ok(found)
 }
 
-async fn start_source(config: &Config, events: source::Events) -> anyhow::Result<()> {
+/// The API server, if objects come from one.
+async fn connect(config: &Config) -> anyhow::Result<Option<Arc<Connection>>> {
+    if !config.manifests.is_empty() {
+        return Ok(None);
+    }
+    let Api { kubeconfig, master, qps, burst, .. } = config.api.clone();
+    let rate = qps.map(|per_second| Rate { per_second, burst });
+    Ok(Some(Arc::new(Connection::new(&source::api::Settings { kubeconfig, master, rate }).await?)))
+}
+
+/// Starts what sends events. An API server is asked for Services and EndpointSlices when `begun` ends.
+fn start_source(
+    config: &Config,
+    connection: Option<Arc<Connection>>,
+    events: source::Events,
+    begun: impl Future<Output = ()> + Send + 'static,
+) {
     let node: Arc<str> = config.planning.node_name.clone();
-    if config.manifests.is_empty() {
-        let Api { kubeconfig, master, .. } = config.api.clone();
-        let connection = source::api::Connection::new(&source::api::Settings { kubeconfig, master }).await?;
+    if let Some(connection) = connection {
         tracing::info!(server = connection.server(), %node, "watching the API server");
-        tokio::spawn(async move { source::api::run(&connection, &node, events).await });
-        return Ok(());
+        tokio::spawn(async move { source::api::run(&connection, &node, events, begun).await });
+        return;
     }
     let paths = config.manifests.clone();
     tracing::info!(?paths, %node, "following manifests");
@@ -123,7 +246,53 @@ async fn start_source(config: &Config, events: source::Events) -> anyhow::Result
             tracing::error!(%error, "manifests are no longer followed");
         }
     });
-    Ok(())
+}
+
+/// Serves probes, metrics and what is for debugging; ends only where that is fatal.
+async fn serve(config: &Config, health: Health, metrics: Metrics, recorder: Recorder) -> anyhow::Error {
+    if config.action != Action::Run {
+        return std::future::pending().await;
+    }
+    let debug = DebugServer::new(config, &config.document.to_configz_json(), metrics);
+    let debug = debug.run(config.servers.clone(), recorder.clone());
+    let probes = async {
+        let Some(address) = config.servers.healthz else { return std::future::pending().await };
+        health::serve(health, address, config.servers.bind_address_hard_fail, recorder).await
+    };
+    tokio::select! {
+        biased;
+        failed = probes => failed.into(),
+        failed = debug => failed,
+    }
+}
+
+/// Sends what is worth an Event. Without an API server nobody is told.
+fn start_events(config: &Config, connection: Option<Arc<Connection>>, happenings: mpsc::Receiver<Happening>) {
+    let Some(connection) = connection else { return };
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let reporter = Reporter { node: config.planning.node_name.to_string(), host };
+    let client = move || {
+        let connection = connection.clone();
+        async move { connection.client().await }
+    };
+    tokio::spawn(events::sink::run(client, reporter, happenings));
+}
+
+/// Ends when the process shall: on a signal, or when the configuration file has changed, which
+/// `changed` is told.
+async fn stop(watch: Option<FileWatch>, changed: oneshot::Sender<anyhow::Error>) {
+    let change = async {
+        match watch {
+            Some(watch) => watch.updated().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = stop_signal() => {}
+        error = change => {
+            let _ = changed.send(error);
+        }
+    }
 }
 
 async fn stop_signal() {

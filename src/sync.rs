@@ -217,6 +217,16 @@ impl<B: Backend> Worker<B> {
 // === impl Job ===
 
 impl<B: Backend> Job<B> {
+    /// What it is about.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// What the kernel is to be brought to.
+    pub fn plan(&self) -> &Plan {
+        &self.worker.plan
+    }
+
     /// Writes the kernel.
     pub async fn run(mut self) -> Done<B> {
         let result = self.worker.backend.sync(&self.worker.plan, &self.scope).await;

@@ -20,3 +20,4 @@ pub mod snapshot;
 pub mod apply;
 pub mod netlink;
 pub mod tools;
+mod variant;

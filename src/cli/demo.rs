@@ -12,11 +12,13 @@ mod traffic;
 
 use std::process::ExitCode;
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::backend::iptables::tools::Tools;
 use crate::command::{Command, CommandError, Run, System};
 use crate::config::ProxyMode;
+use crate::net::IpFamily;
 use screen::Screen;
 use story::Story;
 
@@ -32,7 +34,7 @@ pub async fn run(mode: ProxyMode) -> anyhow::Result<ExitCode> {
         "the demo makes network namespaces, which only root may do: run it as root, or with sudo"
     );
     version("ip", "-V", "iproute2").await?;
-    let tools = version("iptables", "--version", "iptables").await?;
+    let (_, tools) = Tools::find(System, IpFamily::V4).await.context("install the Debian package iptables")?;
     let mut stop = Stop::new()?;
     let mut screen = Screen::stdout();
     let dead = leftovers::remove_of_others().await?;

@@ -10,7 +10,7 @@ use crate::backend::iptables::apply::{self, first_input};
 use crate::backend::iptables::netlink::Counters;
 use crate::cluster::{ClusterState, Event};
 use crate::config::flags::Flags;
-use crate::config::{self, ProxyMode};
+use crate::config::{self, ProxyMode, Remark};
 use crate::model::Node;
 use crate::net::IpFamily;
 use crate::plan::Plan;
@@ -21,7 +21,13 @@ use crate::source::manifests;
 /// standard error and make the exit code 1, while the rules of all others are still printed.
 pub fn main(flags: &Flags, family: Option<IpFamily>) -> ExitCode {
     let loaded = config::load(flags);
-    loaded.warnings.iter().for_each(|line| say(line));
+    for remark in &loaded.completing {
+        match remark {
+            Remark::UnknownGate(name) => say(&format!("Warning: unrecognized feature gate: {name} (ignored)")),
+            Remark::LenientDecoding { complaint, .. } => say(&format!("Warning: {complaint} (ignored)")),
+            Remark::ModeChosen | Remark::GateSet { .. } | Remark::GatesUpdated(_) => {}
+        }
+    }
     let config = match loaded.config {
         Ok(config) => config,
         Err(error) => return fail(&format!("Error: {error}")),

@@ -18,9 +18,18 @@ pub(crate) struct Decoder {
     /// Go's name of the struct the current field belongs to.
     owner: &'static str,
     /// The first value of a wrong type.
-    error: Option<String>,
+    error: Option<Fault>,
     /// Unknown and duplicate fields.
-    strict: Vec<String>,
+    strict: Vec<Fault>,
+}
+
+/// Something wrong in a document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Fault {
+    /// What, in the words of Go.
+    pub(crate) text: String,
+    /// Names of the fields that lead there.
+    pub(crate) path: Vec<String>,
 }
 
 /// Something a value can be decoded into.
@@ -40,7 +49,11 @@ pub(crate) trait Fields {
 
 /// An integer number of nanoseconds, or a duration text: `logging.flushFrequency` alone is such.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct NanosOrText(pub(crate) GoDuration);
+pub(crate) struct NanosOrText {
+    pub(crate) duration: GoDuration,
+    /// Whether it is a number, which it then stays.
+    pub(crate) is_number: bool,
+}
 
 /// A Kubernetes quantity (`10Mi`), kept as text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,7 +63,7 @@ pub(crate) struct Quantity(pub(crate) String);
 
 impl Decoder {
     /// The first error, else the complaints only a strict reader has.
-    pub(crate) fn finish(self) -> Result<Vec<String>, String> {
+    pub(crate) fn finish(self) -> Result<Vec<Fault>, Fault> {
         match self.error {
             Some(error) => Err(error),
             None => Ok(self.strict),
@@ -59,7 +72,13 @@ impl Decoder {
 
     /// Reports an error, unless there was one before.
     fn refuse(&mut self, error: String) {
-        self.error.get_or_insert(error);
+        let path = &self.path;
+        self.error.get_or_insert_with(|| Fault { text: error, path: path.clone() });
+    }
+
+    /// Reports what only a strict reader refuses.
+    fn complain(&mut self, text: String) {
+        self.strict.push(Fault { text, path: self.path.clone() });
     }
 
     fn wrong(&mut self, value: &str, go_type: &str) {
@@ -115,11 +134,11 @@ impl<T: Fields> Decode for T {
         for (name, value) in entries {
             decoder.path.push(name.clone());
             if !seen.insert(name) {
-                decoder.strict.push(format!("duplicate field {}", quote(&decoder.path.join("."))));
+                decoder.complain(format!("duplicate field {}", quote(&decoder.path.join("."))));
             }
             match self.field(name) {
                 Some(field) => field.decode(value, decoder),
-                None => decoder.strict.push(format!("unknown field {}", quote(&decoder.path.join(".")))),
+                None => decoder.complain(format!("unknown field {}", quote(&decoder.path.join(".")))),
             }
             decoder.path.pop();
         }
@@ -173,7 +192,7 @@ impl Decode for BTreeMap<String, bool> {
             decoded.decode(value, decoder);
             if self.insert(key.clone(), decoded).is_some() {
                 let path = format!("{}.{key}", decoder.path.join("."));
-                decoder.strict.push(format!("duplicate field {}", quote(&path)));
+                decoder.complain(format!("duplicate field {}", quote(&path)));
             }
         }
     }
@@ -248,8 +267,14 @@ impl Decode for NanosOrText {
     fn decode(&mut self, value: &Value, decoder: &mut Decoder) {
         match value {
             Value::Null => {}
-            Value::String(_) => self.0.decode(value, decoder),
-            other => number(&mut self.0.0, other, "time.Duration", decoder),
+            Value::String(_) => {
+                self.duration.decode(value, decoder);
+                self.is_number = false;
+            }
+            other => {
+                number(&mut self.duration.0, other, "time.Duration", decoder);
+                self.is_number = true;
+            }
         }
     }
 }
@@ -329,7 +354,8 @@ mod tests {
         let mut outer = Outer { text: "kept".to_owned(), pointer: Some(1), ..Outer::default() };
         let mut decoder = Decoder::default();
         outer.decode(&read(text).unwrap().root, &mut decoder);
-        (outer, decoder.finish())
+        let texts = |faults: Vec<Fault>| faults.into_iter().map(|fault| fault.text).collect();
+        (outer, decoder.finish().map(texts).map_err(|fault| fault.text))
     }
 
     #[test]
@@ -344,7 +370,7 @@ mod tests {
         assert_eq!((outer.text.as_str(), outer.number, outer.pointer, outer.ratio), ("x", -3, Some(5), 0.5));
         assert_eq!(outer.list, ["a", "b"]);
         assert!(outer.items[0].flag && outer.inner.flag && outer.map["A"]);
-        assert_eq!((outer.time, outer.flush.0), (GoDuration::seconds(60), GoDuration::seconds(2)));
+        assert_eq!((outer.time, outer.flush.duration), (GoDuration::seconds(60), GoDuration::seconds(2)));
         assert!(!outer.size.is_zero());
     }
 

@@ -3,12 +3,15 @@
 //! keys kept. Not serde's data model, because that hides what must be told apart here: a quoted
 //! `"30"` from a number, and every duplicate key with its line.
 
+pub(crate) mod locate;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput};
 
+use self::locate::Place;
 use super::go::{parse_integer, quote};
 
 /// A JSON value. Numbers keep their text, objects their duplicate keys.
@@ -35,27 +38,39 @@ pub(crate) struct Document {
     pub(crate) root: Value,
     /// Complaint about duplicate keys, if it is YAML and has some.
     pub(crate) duplicates: Option<String>,
+    /// Where these are.
+    pub(crate) duplicate_places: Vec<Place>,
 }
 
-/// Nodes a document may have with all aliases expanded: a bound for malicious input. The largest
-/// real configuration has a few hundred.
-const MAX_NODES: usize = 100_000;
+/// Nodes that aliases may expand to: a bound for malicious input. The largest real configuration
+/// has a few hundred nodes in all.
+const MAX_EXPANDED: usize = 100_000;
+/// How deep nodes may be nested, likewise.
+const MAX_DEPTH: usize = 500;
 
 /// Reads YAML or JSON; JSON is what begins with a brace. Errors are worded as kube-proxy's.
 pub(crate) fn read(text: &str) -> Result<Document, String> {
     if text.trim_start().starts_with('{') {
         let root = serde_json::from_str(text)
             .map_err(|error| format!("couldn't get version/kind; json parse error: {error}"))?;
-        return Ok(Document { root, duplicates: None });
+        return Ok(Document { root, duplicates: None, duplicate_places: Vec::new() });
     }
     let events = Parser::new_from_str(text);
-    let mut reader = Reader { events, anchors: HashMap::new(), duplicates: Vec::new(), nodes: 0 };
+    let mut reader = Reader {
+        events,
+        anchors: HashMap::new(),
+        duplicates: Vec::new(),
+        places: Vec::new(),
+        nodes: 0,
+        expanded: 0,
+        depth: 0,
+    };
     let root = reader.document()?;
     let duplicates = match reader.duplicates.is_empty() {
         true => None,
         false => Some(format!("yaml: unmarshal errors:\n  {}", reader.duplicates.join("\n  "))),
     };
-    Ok(Document { root, duplicates })
+    Ok(Document { root, duplicates, duplicate_places: reader.places })
 }
 
 // === impl Value ===
@@ -74,7 +89,7 @@ impl Value {
     }
 
     /// A plain YAML scalar: null, a boolean, a number, or else a string.
-    fn plain(text: &str) -> Value {
+    pub(crate) fn plain(text: &str) -> Value {
         match text {
             "" | "~" | "null" | "Null" | "NULL" => return Value::Null,
             "y" | "Y" | "yes" | "Yes" | "YES" | "true" | "True" | "TRUE" | "on" | "On" | "ON" => {
@@ -158,7 +173,12 @@ struct Reader<'a> {
     events: Parser<'a, StrInput<'a>>,
     anchors: HashMap<usize, (Value, usize)>,
     duplicates: Vec<String>,
+    places: Vec<Place>,
+    /// Nodes so far, aliases expanded.
     nodes: usize,
+    /// Nodes among them that came from aliases.
+    expanded: usize,
+    depth: usize,
 }
 
 // === impl Reader ===
@@ -187,7 +207,11 @@ impl<'a> Reader<'a> {
 
     fn node(&mut self, event: Event<'a>) -> Result<Value, String> {
         let before = self.nodes;
-        self.count(1)?;
+        self.nodes += 1;
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            return Err(format!("yaml: exceeded max depth of {MAX_DEPTH}"));
+        }
         let (value, anchor) = match event {
             Event::Scalar(text, style, anchor, tag) => {
                 let is_string = tag.as_ref().and_then(|tag| tag.core_suffix()) == Some("str");
@@ -203,23 +227,21 @@ impl<'a> Reader<'a> {
                 let Some((value, size)) = self.anchors.get(&id).cloned() else {
                     return Err("yaml: anchor value contains itself".to_owned());
                 };
-                self.count(size)?;
-                return Ok(value);
+                self.nodes += size;
+                self.expanded += size;
+                self.depth -= 1;
+                return match self.expanded > MAX_EXPANDED {
+                    true => Err("yaml: document contains excessive aliasing".to_owned()),
+                    false => Ok(value),
+                };
             }
             _ => return Err("yaml: a value is missing".to_owned()),
         };
         if anchor != 0 {
             self.anchors.insert(anchor, (value.clone(), self.nodes - before));
         }
+        self.depth -= 1;
         Ok(value)
-    }
-
-    fn count(&mut self, nodes: usize) -> Result<(), String> {
-        self.nodes += nodes;
-        match self.nodes > MAX_NODES {
-            true => Err("yaml: document contains excessive aliasing".to_owned()),
-            false => Ok(()),
-        }
     }
 
     fn sequence(&mut self) -> Result<Value, String> {
@@ -251,6 +273,7 @@ impl<'a> Reader<'a> {
             // Told once the value is read, so that duplicates inside it come first.
             if entries.contains_key(&key) {
                 self.duplicates.push(format!("line {}: key {} already set in map", span.start.line(), quote(&key)));
+                self.places.push(Place { line: span.start.line(), column: span.start.col() + 1 });
             }
             entries.insert(key, value);
         }
@@ -338,6 +361,7 @@ mod tests {
             text + &format!("b{next}: &a{next} [{}]\n", vec![format!("*a{level}"); 9].join(","))
         });
         check(&bomb, Err("yaml: document contains excessive aliasing"));
+        assert!(read(&"[".repeat(100_000)).is_err() && read(&"- ".repeat(100_000)).is_err());
     }
 
     #[test]

@@ -4,6 +4,8 @@ mod names;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::Remark;
+
 /// How far a feature is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
@@ -55,16 +57,12 @@ impl FeatureGates {
     /// Takes what is configured. An unknown gate is a warning, not an error: one gate map is often
     /// given to all components, and a map made for a newer release must not stop the proxy.
     /// (kube-proxy refuses it.) Changing a locked gate is an error.
-    pub(crate) fn set(
-        configured: &BTreeMap<String, bool>,
-        warnings: &mut Vec<String>,
-        infos: &mut Vec<String>,
-    ) -> Result<FeatureGates, String> {
+    pub(crate) fn set(configured: &BTreeMap<String, bool>, remarks: &mut Vec<Remark>) -> Result<FeatureGates, String> {
         let mut set = BTreeMap::new();
         let mut errors = Vec::new();
         for (name, value) in configured {
             let Some(gate) = lookup(name) else {
-                warnings.push(format!("unrecognized feature gate: {name} (ignored)"));
+                remarks.push(Remark::UnknownGate(name.clone()));
                 continue;
             };
             if gate.locked && *value != gate.default {
@@ -72,14 +70,9 @@ impl FeatureGates {
                 errors.push(format!("cannot set feature gate {name} to {value}, feature is locked to {default}"));
                 continue;
             }
-            match gate.stage {
-                Stage::Ga => infos.push(format!(
-                    "Warning: setting GA feature gate {name}={value}. It will be removed in a future release."
-                )),
-                Stage::Deprecated => infos.push(format!(
-                    "Warning: setting deprecated feature gate {name}={value}. It will be removed in a future release."
-                )),
-                Stage::Alpha | Stage::Beta => {}
+            if matches!(gate.stage, Stage::Ga | Stage::Deprecated) {
+                let deprecated = gate.stage == Stage::Deprecated;
+                remarks.push(Remark::GateSet { name: name.clone(), value: *value, deprecated });
             }
             set.insert(name.clone(), *value);
         }
@@ -88,6 +81,11 @@ impl FeatureGates {
             [error] => Err(error.clone()),
             _ => Err(format!("[{}]", errors.join(", "))),
         }
+    }
+
+    /// Those that were set, with their values.
+    pub(crate) fn set_ones(&self) -> &BTreeMap<String, bool> {
+        &self.set
     }
 
     /// Whether a gate is on. An unknown one is not.
@@ -139,11 +137,11 @@ fn lookup(name: &str) -> Option<Gate> {
 mod tests {
     use super::*;
 
-    fn set(text: &str) -> (Result<FeatureGates, String>, Vec<String>, Vec<String>) {
+    fn set(text: &str) -> (Result<FeatureGates, String>, Vec<Remark>) {
         let pairs = text.split_whitespace().filter_map(|pair| pair.split_once('='));
         let configured = pairs.map(|(name, value)| (name.to_owned(), value == "true")).collect();
-        let (mut warnings, mut infos) = (Vec::new(), Vec::new());
-        (FeatureGates::set(&configured, &mut warnings, &mut infos), warnings, infos)
+        let mut remarks = Vec::new();
+        (FeatureGates::set(&configured, &mut remarks), remarks)
     }
 
     #[test]
@@ -159,12 +157,11 @@ mod tests {
 
     #[test]
     fn set_ones() {
-        let (gates, warnings, infos) =
-            set("AllowServiceExternalIPs=false NativeHistograms=true NFTablesProxyMode=true");
+        let (gates, remarks) = set("AllowServiceExternalIPs=false NativeHistograms=true NFTablesProxyMode=true");
         let gates = gates.unwrap();
         assert!(!gates.enabled("AllowServiceExternalIPs") && gates.enabled("NativeHistograms"));
-        assert_eq!((warnings.len(), infos.len()), (0, 2));
-        assert!(infos[1].contains("setting GA feature gate NFTablesProxyMode=true"), "{infos:?}");
+        let set = |name: &str, value| Remark::GateSet { name: name.to_owned(), value, deprecated: false };
+        assert_eq!(remarks, [set("AllowServiceExternalIPs", false), set("NFTablesProxyMode", true)]);
     }
 
     #[test]
@@ -183,11 +180,8 @@ mod tests {
         assert_eq!(set("NFTablesProxyMode=false").0, Err(locked("NFTablesProxyMode", true)));
         let both = format!("[{}, {}]", locked("GitRepoVolumeDriver", false), locked("WinDSR", true));
         assert_eq!(set("WinDSR=false GitRepoVolumeDriver=true").0, Err(both));
-        let (gates, warnings, _) = set("NoSuchGate=true");
-        assert_eq!(
-            (gates.is_ok(), warnings),
-            (true, vec!["unrecognized feature gate: NoSuchGate (ignored)".to_owned()])
-        );
+        let (gates, remarks) = set("NoSuchGate=true");
+        assert_eq!((gates.is_ok(), remarks), (true, vec![Remark::UnknownGate("NoSuchGate".to_owned())]));
     }
 
     #[test]

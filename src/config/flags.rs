@@ -1,6 +1,7 @@
 //! The command line: kube-proxy's flags, ferrule's own, and ferrule's subcommands.
 
 mod groups;
+mod listing;
 mod syntax;
 mod values;
 
@@ -10,6 +11,8 @@ use std::path::Path;
 use clap::error::ContextKind;
 use clap::{Args, Command, FromArgMatches};
 
+use super::decode::NanosOrText;
+use super::duration::GoDuration;
 use super::go::quote_list;
 use super::schema::{ClusterCidrs, KubeProxyConfiguration, Logging, VModule};
 use super::{KUBERNETES_MINOR, KUBERNETES_VERSION, ProxyMode};
@@ -144,8 +147,8 @@ fn proxy(program: &str, args: &[String]) -> Result<Parsed, Refused> {
     );
     // Whatever the binary is called: scripts know this message from kube-proxy.
     let read = read::<Flags>(command, "kube-proxy", args)?;
-    Ok(read.finish(|flags, help| match (&flags.general.version, flags.general.help) {
-        (_, true) => Invocation::Print(help),
+    Ok(read.finish(|flags, command| match (&flags.general.version, flags.general.help) {
+        (_, true) => help(command),
         (Version::Print, _) => Invocation::Print(format!("Kubernetes {KUBERNETES_VERSION}\n")),
         (Version::Raw, _) => Invocation::Print(raw_version()),
         (Version::Default | Version::Override(_), false) => Invocation::Proxy(Box::new(flags)),
@@ -160,8 +163,8 @@ fn render(args: &[String]) -> Result<Parsed, Refused> {
             if hidden { arg.hide(true) } else { arg }
         });
     let read = read::<RenderFlags>(command, "ferrule render", args)?;
-    Ok(read.finish(|flags, help| match flags.proxy.general.help {
-        true => Invocation::Print(help),
+    Ok(read.finish(|flags, command| match flags.proxy.general.help {
+        true => help(command),
         false => Invocation::Render { flags: Box::new(flags.proxy), ip_family: flags.ip_family },
     }))
 }
@@ -170,8 +173,8 @@ fn demo(args: &[String]) -> Result<Parsed, Refused> {
     let command = DemoFlags::augment_args(bare("ferrule demo"))
         .about("Builds a client, a node and pods as network namespaces, runs the real proxy between them, and removes everything again. The host's own rules are not touched. Needs root.");
     let read = read::<DemoFlags>(command, "ferrule demo", args)?;
-    Ok(read.finish(|flags, help| match flags.help {
-        true => Invocation::Print(help),
+    Ok(read.finish(|flags, command| match flags.help {
+        true => help(command),
         false => Invocation::Demo { mode: flags.proxy_mode },
     }))
 }
@@ -188,9 +191,13 @@ fn bare(name: &str) -> Command {
         .override_usage(format!("{name} [flags]"))
 }
 
+fn help(command: &mut Command) -> Invocation {
+    Invocation::Print(command.render_help().to_string())
+}
+
 struct Read<T> {
     flags: T,
-    help: String,
+    command: Command,
     deprecations: Vec<String>,
 }
 
@@ -200,22 +207,23 @@ fn read<T: FromArgMatches>(mut command: Command, name: &str, args: &[String]) ->
     command.build();
     let tokens = syntax::read(&command, args);
     let deprecations: Vec<String> = tokens.flags.iter().filter_map(|token| deprecation(token)).collect();
-    let usage = command.clone().help_template("{usage-heading} {usage}\n\n{all-args}").render_help().to_string();
-    let refuse = |error: String| Refused { deprecations: deprecations.clone(), usage: Some(usage.clone()), error };
+    let refuse = |command: &Command, error: String| {
+        let usage = command.clone().help_template("{usage-heading} {usage}\n\n{all-args}").render_help().to_string();
+        Refused { deprecations: deprecations.clone(), usage: Some(usage), error }
+    };
 
-    let matches =
-        command.try_get_matches_from_mut(&tokens.flags).map_err(|error| refuse(describe(&command, &error)))?;
+    let matches = command.try_get_matches_from_mut(&tokens.flags);
+    let matches = matches.map_err(|error| refuse(&command, describe(&command, &error)))?;
     if let Some(error) = tokens.error {
-        return Err(refuse(error));
+        return Err(refuse(&command, error));
     }
-    let flags = T::from_arg_matches(&matches).map_err(|error| refuse(error.to_string()))?;
+    let flags = T::from_arg_matches(&matches).map_err(|error| refuse(&command, error.to_string()))?;
     let asks_for_help = matches.get_one::<bool>("help") == Some(&true);
     if !asks_for_help && tokens.positional.iter().any(|arg| !arg.is_empty()) {
         let error = format!("\"{name}\" does not take any arguments, got {}", quote_list(&tokens.positional));
         return Err(Refused { deprecations, usage: None, error });
     }
-    let help = command.render_help().to_string();
-    Ok(Read { flags, help, deprecations })
+    Ok(Read { flags, command, deprecations })
 }
 
 /// clap's error about a value in kube-proxy's words.
@@ -263,8 +271,8 @@ fn raw_version() -> String {
 // === impl Read ===
 
 impl<T> Read<T> {
-    fn finish(self, invocation: impl FnOnce(T, String) -> Invocation) -> Parsed {
-        Parsed { invocation: invocation(self.flags, self.help), deprecations: self.deprecations }
+    fn finish(mut self, invocation: impl FnOnce(T, &mut Command) -> Invocation) -> Parsed {
+        Parsed { invocation: invocation(self.flags, &mut self.command), deprecations: self.deprecations }
     }
 }
 
@@ -376,7 +384,9 @@ impl Flags {
         let log = &self.log;
         set(&mut logging.verbosity, log.verbosity.as_ref());
         set(&mut logging.format, log.logging_format.as_ref());
-        set(&mut logging.flush_frequency.0, log.log_flush_frequency.as_ref());
+        if let Some(duration) = log.log_flush_frequency {
+            logging.flush_frequency = NanosOrText { duration, is_number: false };
+        }
         set(&mut logging.options.text.0.split_stream, log.log_text_split_stream.as_ref());
         set(&mut logging.options.text.0.info_buffer_size, log.log_text_info_buffer_size.as_ref());
         set(&mut logging.options.json.0.split_stream, log.log_json_split_stream.as_ref());

@@ -1,38 +1,74 @@
 //! Putting it together: file or flags, overrides, defaults, checks, and the values to work with.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
+
+use super::document::locate::Place;
+use super::file::{Read, Refused};
 use super::flags::{Flags, Version};
 use super::go::{append_port, split_host_port};
 use super::schema::{self, KubeProxyConfiguration};
 use super::{
-    Action, Api, Config, ConfigError, Conntrack, FeatureGates, Ipvs, KUBERNETES_VERSION, LogFormat, Logging, ProxyMode,
-    Servers, file, validate,
+    Action, Api, Config, ConfigError, Conntrack, FeatureGates, Ipvs, KUBERNETES_VERSION, Loaded, LogFormat, Logging,
+    ProxyMode, Remark, Servers, validate,
 };
 use crate::net::{parse_cidr, parse_ip};
 use crate::plan::build::{DetectLocal, NodePortSetting, Settings};
 
-/// The steps of kube-proxy in its order, which decides about the one error that is reported.
-pub(crate) fn resolve(
+/// The steps of kube-proxy in its order, which decides about the one error that is reported. `read`
+/// reads the file if there is one.
+pub(crate) fn resolve(flags: &Flags, read: impl FnOnce(&Path) -> Result<Read, Refused>) -> Loaded {
+    let mut loaded = Loaded {
+        completing: Vec::new(),
+        logging: None,
+        listing: Vec::new(),
+        checking: Vec::new(),
+        config: Err(ConfigError::Complete(String::new())),
+        places: Vec::new(),
+    };
+    loaded.config = steps(flags, read, &mut loaded);
+    loaded
+}
+
+fn steps(
     flags: &Flags,
-    warnings: &mut Vec<String>,
-    infos: &mut Vec<String>,
+    read: impl FnOnce(&Path) -> Result<Read, Refused>,
+    loaded: &mut Loaded,
 ) -> Result<Config, ConfigError> {
-    let written = complete(flags, infos)?;
-    let gates = FeatureGates::set(&written.feature_gates, warnings, infos).map_err(ConfigError::Complete)?;
+    let written = complete(flags, read, loaded)?;
+    let gates = FeatureGates::set(&written.feature_gates, &mut loaded.completing).map_err(ConfigError::Complete)?;
     validate::logging(&written.logging, &gates).map_err(ConfigError::Logging)?;
+    loaded.logging = Some(logging(&written.logging));
+    loaded.listing = flags.listing(&written);
+    // The checks set the gates once more, on a copy, and say so again.
+    let is_set = |remark: &&Remark| matches!(remark, Remark::GateSet { .. });
+    loaded.checking.extend(loaded.completing.iter().filter(is_set).cloned());
+    loaded.checking.push(Remark::GatesUpdated(gates.set_ones().clone()));
     validate::configuration(&written).map_err(ConfigError::Validate)?;
-    config(flags, &written, gates)
+    config(flags, written, gates)
 }
 
 /// Everything that can be filled in before checks.
-fn complete(flags: &Flags, infos: &mut Vec<String>) -> Result<KubeProxyConfiguration, ConfigError> {
+fn complete(
+    flags: &Flags,
+    read: impl FnOnce(&Path) -> Result<Read, Refused>,
+    loaded: &mut Loaded,
+) -> Result<KubeProxyConfiguration, ConfigError> {
+    let remarks = &mut loaded.completing;
     let mut written = match flags.config_file() {
         Some(path) => {
-            let read = file::read(path).map_err(ConfigError::Complete)?;
+            let shown = |places: Vec<Place>| {
+                let shown = places.iter().map(|at| format!("{}:{}:{}", path.display(), at.line, at.column));
+                shown.collect::<Vec<_>>()
+            };
+            let read = read(path).map_err(|refused| {
+                loaded.places = shown(refused.places);
+                ConfigError::Complete(refused.error)
+            })?;
             if let Some(complaint) = read.complaint {
-                infos.push(format!("Using lenient decoding as strict decoding failed: {complaint}"));
+                remarks.push(Remark::LenientDecoding { complaint, places: shown(read.places) });
             }
             read.configuration
         }
@@ -45,7 +81,9 @@ fn complete(flags: &Flags, infos: &mut Vec<String>) -> Result<KubeProxyConfigura
         }
     };
     flags.override_logging(&mut written.logging);
-    infos.extend(written.set_platform_defaults().map(str::to_owned));
+    if written.set_platform_defaults() {
+        remarks.push(Remark::ModeChosen);
+    }
     let hostname = flags.general.hostname_override.as_str();
     if !hostname.is_empty() {
         written.hostname_override = hostname.trim().to_lowercase();
@@ -68,20 +106,21 @@ fn fill_ports(flags: &Flags, written: &mut KubeProxyConfiguration) {
 }
 
 /// The values of a configuration that passed the checks.
-fn config(flags: &Flags, written: &KubeProxyConfiguration, gates: FeatureGates) -> Result<Config, ConfigError> {
+fn config(flags: &Flags, written: KubeProxyConfiguration, gates: FeatureGates) -> Result<Config, ConfigError> {
     let action = action(flags);
     let mode = ProxyMode::parse(&written.mode).ok_or_else(|| unchecked("mode", &written.mode))?;
     let (sync_period, min_sync_period) = written.periods();
     let mark = u32::try_from(written.masquerade_bit()).ok().and_then(|bit| 1u32.checked_shl(bit));
     Ok(Config {
         mode,
-        planning: settings(written, node_name(written, &action)?, &gates)?,
+        planning: settings(&written, node_name(&written, &action)?, &gates)?,
         action,
+        cluster_cidrs: cluster_cidrs(&written),
         masquerade_mark: mark.ok_or_else(|| unchecked("masqueradeBit", &written.masquerade_bit().to_string()))?,
         sync_period: sync_period.to_std(),
         min_sync_period: min_sync_period.to_std(),
         config_sync_period: written.config_sync_period.to_std(),
-        api: api(flags, written),
+        api: api(flags, &written),
         manifests: flags.ferrule.manifests(),
         conntrack: conntrack(&written.conntrack),
         ipvs: ipvs(&written.ipvs),
@@ -103,6 +142,8 @@ fn config(flags: &Flags, written: &KubeProxyConfiguration, gates: FeatureGates) 
             Version::Override(version) => version.clone(),
             _ => KUBERNETES_VERSION.to_owned(),
         },
+        flags: flags.listing(&written),
+        document: written.settled(),
     })
 }
 
@@ -152,7 +193,7 @@ fn settings(
         "NodeCIDR" => DetectLocal::NodeCidr,
         "BridgeInterface" => DetectLocal::BridgeInterface(written.detect_local.bridge_interface.clone()),
         "InterfaceNamePrefix" => DetectLocal::InterfaceNamePrefix(written.detect_local.interface_name_prefix.clone()),
-        _ => DetectLocal::ClusterCidr(written.cluster_cidrs.0.iter().filter_map(|cidr| parse_cidr(cidr)).collect()),
+        _ => DetectLocal::ClusterCidr(cluster_cidrs(written)),
     };
     Ok(Settings {
         node_name: node_name.into(),
@@ -165,18 +206,25 @@ fn settings(
     })
 }
 
+fn cluster_cidrs(written: &KubeProxyConfiguration) -> Vec<IpNet> {
+    written.cluster_cidrs.0.iter().filter_map(|cidr| parse_cidr(cidr)).collect()
+}
+
 fn api(flags: &Flags, written: &KubeProxyConfiguration) -> Api {
     let client = &written.client_connection;
     Api {
         kubeconfig: Some(PathBuf::from(&client.kubeconfig)).filter(|path| !path.as_os_str().is_empty()),
         master: Some(flags.api.master.clone()).filter(|master| !master.is_empty()),
-        // The client library's own default stands in for zero.
+        // The client library's own defaults stand in for zero; a burst of zero alone is refused.
         qps: match client.qps {
             0.0 => Some(5.0),
             qps if qps < 0.0 => None,
             qps => Some(qps),
         },
-        burst: u32::try_from(client.burst).unwrap_or(0),
+        burst: match (client.qps, client.burst) {
+            (0.0, 0) => 10,
+            (_, burst) => u32::try_from(burst).unwrap_or(0),
+        },
         content_type: client.content_type.clone(),
         accept_content_types: client.accept_content_types.clone(),
     }
@@ -225,7 +273,7 @@ fn logging(written: &schema::Logging) -> Logging {
         format,
         verbosity: written.verbosity,
         vmodule: written.vmodule.iter().map(|item| (item.file_pattern.clone(), item.verbosity)).collect(),
-        flush_frequency: written.flush_frequency.0.to_std(),
+        flush_frequency: written.flush_frequency.duration.to_std(),
         split_stream: options.split_stream,
     }
 }

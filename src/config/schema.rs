@@ -1,6 +1,7 @@
 //! `KubeProxyConfiguration` of `kubeproxy.config.k8s.io/v1alpha1`, and its defaults. A field's name
 //! is the file's in snake case; `fields.rs` pairs the two.
 
+mod encode;
 mod fields;
 
 use std::collections::BTreeMap;
@@ -19,7 +20,7 @@ pub(crate) const METRICS_PORT: i32 = 10249;
 /// that validation can judge it and the resolved configuration can be shown again. The command
 /// line without `--config` fills in one of these too.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct KubeProxyConfiguration {
+pub struct KubeProxyConfiguration {
     pub(crate) kind: String,
     pub(crate) api_version: String,
     pub(crate) feature_gates: BTreeMap<String, bool>,
@@ -212,7 +213,9 @@ impl KubeProxyConfiguration {
             self.client_connection.burst = 10;
         }
         default_text(&mut self.logging.format, "text");
-        default_time(&mut self.logging.flush_frequency.0, GoDuration::seconds(5));
+        if self.logging.flush_frequency.duration == GoDuration::ZERO {
+            self.logging.flush_frequency = NanosOrText { duration: GoDuration::seconds(5), is_number: false };
+        }
         for options in [&mut self.logging.options.text.0, &mut self.logging.options.json.0] {
             default_text(&mut options.info_buffer_size.0, "0");
         }
@@ -234,10 +237,10 @@ impl KubeProxyConfiguration {
         default_time(&mut self.config_sync_period, CONFIG_SYNC_PERIOD);
     }
 
-    /// The defaults that depend on the platform, for a file as for flags. Returns what is worth
-    /// telling the operator.
-    pub(crate) fn set_platform_defaults(&mut self) -> Option<&'static str> {
-        let chosen = self.mode.is_empty().then_some("Using iptables proxy");
+    /// The defaults that depend on the platform, for a file as for flags. True if the mode is one
+    /// of them.
+    pub(crate) fn set_platform_defaults(&mut self) -> bool {
+        let chosen = self.mode.is_empty();
         default_text(&mut self.mode, "iptables");
         if self.mode == "nftables" && self.node_port_addresses.is_empty() {
             self.node_port_addresses.push("primary".to_owned());

@@ -66,8 +66,8 @@ pub(crate) fn configuration(configuration: &KubeProxyConfiguration) -> Result<()
 /// Checks `logging`, which is reported alone and before the rest.
 pub(crate) fn logging(logging: &Logging, gates: &FeatureGates) -> Result<(), String> {
     let mut failures = Failures::default();
-    if logging.flush_frequency.0 <= GoDuration::ZERO {
-        let value = quote(&logging.flush_frequency.0.to_string());
+    if logging.flush_frequency.duration <= GoDuration::ZERO {
+        let value = quote(&logging.flush_frequency.duration.to_string());
         failures.invalid("logging.flushFrequency", value, "Must be greater than zero");
     }
     match logging.format.as_str() {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{Kind, ObjectRef, Problem, ServiceName, wire};
+use super::{Kind, ObjectRef, Problem, ServiceName, is_name, wire};
 use crate::net::{IpFamily, Protocol, parse_cidr, parse_ip};
 
 /// The affinity timeout the API server fills in (3 h), used if a manifest leaves it out.
@@ -122,6 +122,12 @@ impl Check {
     fn name(&mut self) -> Option<ServiceName> {
         if self.object.name.is_empty() {
             self.problem("metadata.name", "is missing; the object is ignored");
+            return None;
+        }
+        let parts =
+            [("metadata.namespace", self.object.namespace.clone()), ("metadata.name", self.object.name.clone())];
+        if let Some((field, text)) = parts.into_iter().find(|(_, text)| !is_name(text)) {
+            self.problem(field, format!("{text:?} is not a name in Kubernetes; the object is ignored"));
             return None;
         }
         Some(ServiceName { namespace: self.object.namespace.clone(), name: self.object.name.clone() })
@@ -250,6 +256,11 @@ impl Check {
                 Some(value) => self.port(format!("spec.ports[{i}].nodePort"), value),
             };
             let name: Arc<str> = entry.name.as_deref().unwrap_or_default().into();
+            if !name.is_empty() && !is_name(&name) {
+                let reason = format!("{name:?} is not a name in Kubernetes; the port is left out");
+                self.problem(format!("spec.ports[{i}].name"), reason);
+                continue;
+            }
             let twin = ports.iter().position(|p| p.name == name && p.protocol == protocol);
             if let Some(twin) = twin {
                 self.problem(

@@ -13,7 +13,9 @@ mod backoff;
 mod connection;
 mod decode;
 mod exchange;
+mod limit;
 mod liveness;
+mod observed;
 mod outage;
 mod proxy;
 mod request;
@@ -21,21 +23,50 @@ mod target;
 mod watch;
 
 pub use connection::{Connection, ConnectionError, Settings};
+pub use limit::Rate;
 pub use liveness::{Liveness, WatchState};
 
 use self::request::Resource;
 use self::watch::Watch;
 use super::Events;
+#[cfg(feature = "fixtures")]
+use crate::{cluster::Event, model::Kind};
 
-/// Lists and watches all kinds and sends what there is to know. Ends only when the receiver is
-/// gone: every failure is logged and tried again.
-pub async fn run(connection: &Connection, node_name: &str, events: Events) {
+/// Lists and watches all kinds and sends what there is to know; Services and EndpointSlices only once
+/// `begin` has ended, because they may be many and nobody takes them before. Ends only when the
+/// receiver is gone: every failure is logged and tried again.
+pub async fn run(connection: &Connection, node_name: &str, events: Events, begin: impl Future<Output = ()>) {
     let watch = |resource| Watch::new(connection, resource, node_name, events.clone()).run();
-    let watches = async {
-        tokio::join!(watch(Resource::node(node_name)), watch(Resource::services()), watch(Resource::endpoint_slices()))
+    let others = async {
+        begin.await;
+        tokio::join!(watch(Resource::services()), watch(Resource::endpoint_slices()))
     };
+    let watches = async { tokio::join!(watch(Resource::node(node_name)), others) };
     tokio::select! {
         _ = watches => {}
         () = events.closed() => {}
     }
+}
+
+/// What one line of a watch of a kind says; an error if it breaks the watch off.
+#[cfg(feature = "fixtures")]
+pub fn read_line(kind: Kind, line: &[u8], node_name: &str) -> Result<Vec<Event>, String> {
+    let line = watch::line(line).map_err(|failure| failure.to_string())?;
+    match watch::bookmark(&line) {
+        Some(_) => Ok(Vec::new()),
+        None => watch::decoded(kind, &line, node_name).map(|said| said.events).map_err(|failure| failure.to_string()),
+    }
+}
+
+/// What the objects of one page of a list say; an error if the page cannot be used.
+#[cfg(feature = "fixtures")]
+pub fn read_page(kind: Kind, body: &[u8], node_name: &str) -> Result<Vec<Event>, String> {
+    let resource = match kind {
+        Kind::Service => Resource::services(),
+        Kind::EndpointSlice => Resource::endpoint_slices(),
+        Kind::Node => Resource::node(node_name),
+    };
+    let page = watch::page(&resource, body).map_err(|failure| failure.to_string())?;
+    let objects = page.items.unwrap_or_default().into_iter();
+    Ok(objects.flat_map(|object| decode::object(kind, object, node_name).events).collect())
 }

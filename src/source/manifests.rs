@@ -99,6 +99,20 @@ pub fn load(paths: &[PathBuf], node_name: &str) -> Loaded {
     }
 }
 
+/// The same for a single file that holds these bytes.
+#[cfg(feature = "fixtures")]
+pub fn load_text(bytes: &[u8], node_name: &str) -> Loaded {
+    let file = Arc::new(merge::FileId::new(0, "manifest.yaml".into()));
+    let decoded = match decode::decode(bytes, node_name) {
+        Ok(decoded) => decoded,
+        Err(fault) => return Loaded { broken: vec![fault.of_file(file.path())], ..Loaded::default() },
+    };
+    let mut merged = merge::Merged::default();
+    merged.replace(&file, &[], decoded.entries);
+    let (events, duplicates) = merged.settle(|_| false);
+    Loaded { events: listing(events), broken: Vec::new(), duplicates }
+}
+
 /// What [`load`] read.
 #[derive(Clone, Debug, Default)]
 pub struct Loaded {

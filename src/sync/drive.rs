@@ -57,10 +57,12 @@ struct Loop<B, O> {
 
 /// Runs until the sources are gone or `stop` ends; a sync under way is waited for, for a while.
 ///
-/// `ready` says whether enough is known to write rules. `observer` is told what happens.
+/// `early` is what the sources have said before, `ready` whether enough is known to write rules.
+/// `observer` is told what happens.
 pub async fn drive<B: Backend + 'static>(
     pipelines: Vec<Pipeline<B>>,
     pace: Pace,
+    early: Vec<Event>,
     mut events: mpsc::Receiver<Event>,
     ready: impl Fn(&ClusterState) -> bool,
     observer: impl Observer,
@@ -73,7 +75,18 @@ pub async fn drive<B: Backend + 'static>(
         this.observer.notice(&Notice::Started(line.pipeline.family()));
     }
     tokio::pin!(stop);
+    early.into_iter().for_each(|event| this.take(event));
     loop {
+        if !this.is_ready && ready(&this.state) {
+            this.is_ready = true;
+            for line in &mut this.lines {
+                line.pipeline.mark_everything();
+                line.request(&mut this.observer);
+            }
+        }
+        if this.is_ready {
+            (0..this.lines.len()).for_each(|i| this.begin(i));
+        }
         let alarm = this.lines.iter().filter_map(|line| line.alarm(this.start, this.is_ready)).min();
         tokio::select! {
             () = &mut stop => break,
@@ -92,16 +105,6 @@ pub async fn drive<B: Backend + 'static>(
                 Err(error) => return tracing::error!(%error, "a sync ended abnormally; stopping"),
             },
             () = sleep_until(alarm) => {}
-        }
-        if !this.is_ready && ready(&this.state) {
-            this.is_ready = true;
-            for line in &mut this.lines {
-                line.pipeline.mark_everything();
-                line.request(&mut this.observer);
-            }
-        }
-        if this.is_ready {
-            (0..this.lines.len()).for_each(|i| this.begin(i));
         }
     }
     let unfinished = async { while this.tasks.join_next().await.is_some() {} };
@@ -170,7 +173,9 @@ impl<B: Backend + 'static, O: Observer> Loop<B, O> {
                 planning: now.elapsed(),
                 triggers: std::mem::take(&mut line.triggers),
             };
-            self.observer.notice(&Notice::Begun(line.pipeline.family()));
+            let family = line.pipeline.family();
+            self.observer.notice(&Notice::Begun(family));
+            self.observer.notice(&Notice::Planned { family, scope: job.scope(), plan: job.plan() });
             self.tasks.spawn(async move {
                 let began = Instant::now();
                 let done = job.run().await;

@@ -25,6 +25,15 @@ pub enum Notice<'a> {
     Requested(IpFamily),
     /// A sync begins; it serves all that was requested so far.
     Begun(IpFamily),
+    /// What that sync is to bring the kernel to; told before anything is written.
+    Planned {
+        /// Its family.
+        family: IpFamily,
+        /// What may differ from what was applied before.
+        scope: &'a Scope,
+        /// The plan.
+        plan: &'a Plan,
+    },
     /// A sync has ended.
     Ended(Sync<'a>),
     /// Rules were found to be missing that somebody else must have removed; a sync follows.

@@ -72,7 +72,7 @@ impl Observer for Listener {
             Notice::Event { event: Event::EndpointSlice(slice), changed } => {
                 format!("slice {} {}", slice.name, if **changed == Changed::Nothing { "again" } else { "new" })
             }
-            Notice::Event { .. } => return,
+            Notice::Event { .. } | Notice::Planned { .. } => return,
             Notice::Requested(_) => "requested".to_owned(),
             Notice::Begun(_) => "begun".to_owned(),
             Notice::Ended(sync) => format!(
@@ -96,6 +96,10 @@ struct Rig {
 
 impl Rig {
     fn start() -> Rig {
+        Rig::start_with(Vec::new())
+    }
+
+    fn start_with(early: Vec<Event>) -> Rig {
         let script = Arc::new(Mutex::new(Script::default()));
         let (events, receiver) = mpsc::channel(1024);
         let settings = Arc::new(Settings {
@@ -111,7 +115,15 @@ impl Rig {
         let told = Listener::default();
         let backend = Recorder { script: script.clone(), start: Instant::now() };
         let pipelines = vec![Pipeline::new(IpFamily::V4, settings, pace, backend)];
-        tokio::spawn(drive(pipelines, pace, receiver, ClusterState::is_synced, told.clone(), std::future::pending()));
+        tokio::spawn(drive(
+            pipelines,
+            pace,
+            early,
+            receiver,
+            ClusterState::is_synced,
+            told.clone(),
+            std::future::pending(),
+        ));
         Rig { script, events, told }
     }
 
@@ -192,6 +204,20 @@ fn busy() -> ApplyError {
 }
 
 const SECOND: Duration = Duration::from_secs(1);
+
+/// Whatever was said before the loop counts, also if nothing comes after.
+#[tokio::test(start_paused = true)]
+async fn what_was_said_early_is_enough() {
+    let kinds = [Kind::Service, Kind::EndpointSlice, Kind::Node];
+    let mut early = vec![Event::Addresses([].into()), Event::Service(service(1)), Event::EndpointSlice(slice(1, 2))];
+    early.splice(0..0, kinds.map(Event::Listing));
+    early.extend(kinds.map(Event::Synced));
+    let rig = Rig::start_with(early);
+    rig.pass(SECOND).await;
+    let calls = rig.calls();
+    assert_eq!(calls.len(), 1, "{calls:?}");
+    assert_eq!(rig.told().first().map(String::as_str), Some("started IPv4"));
+}
 
 #[tokio::test(start_paused = true)]
 async fn nothing_is_written_before_every_kind_is_listed() {

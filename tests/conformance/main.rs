@@ -24,8 +24,10 @@ mod saved;
 mod source;
 
 mod addresses;
+mod cleanup;
 mod comparator;
 mod configurations;
+mod events;
 mod faults;
 mod restores;
 mod samples;

@@ -176,7 +176,7 @@ pub fn foreign(tables: &mut Tables) {
 }
 
 /// Rules of others, before those of the proxy.
-fn foreign_first(tables: &mut Tables) {
+pub fn foreign_first(tables: &mut Tables) {
     tables.insert("filter", "INPUT", "-i tun0 -j DROP");
     tables.insert("filter", "FORWARD", "-m comment --comment \"mine first\" -j ACCEPT");
     tables.insert("nat", "POSTROUTING", "-o tun0 -j MASQUERADE");

@@ -68,6 +68,11 @@ fn probe(world: &World, path: &str) -> Answer {
     get(&world.node, (Ipv4Addr::LOCALHOST, PROBES).into(), path).expect("probes are answered")
 }
 
+/// The status of an answer to a probe: all that a kubelet looks at.
+pub fn probe_status(world: &World, path: &str) -> u16 {
+    probe(world, path).code
+}
+
 fn asked_at(world: &World, ip: IpAddr) -> Option<Answer> {
     get(&world.node, (ip, ASKED).into(), "/")
 }

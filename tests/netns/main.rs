@@ -14,6 +14,8 @@
 )]
 
 mod comparison;
+#[path = "../suite/api/server.rs"]
+mod fake_api;
 mod objects;
 mod proxy;
 mod rules;
@@ -55,16 +57,20 @@ macro_rules! matrix {
 
 mod acceptance;
 mod balancing;
+mod cleanup;
 mod comparison_check;
 mod crash;
 mod doors;
 mod faults;
 mod health;
 mod host;
+mod kubeadm;
+mod metrics;
 mod one_change;
 mod refusal;
 mod refused;
 mod restart;
 mod rolling;
 mod self_check;
+mod udp_flows;
 mod untouched;

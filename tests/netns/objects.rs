@@ -11,8 +11,11 @@ use crate::world::{Family, Node, POD_PORT, Pod, World};
 /// The namespace of all Services here.
 pub const NAMESPACE: &str = "ns";
 
-/// The port of all Services here.
+/// The port of Services here.
 pub const SERVICE_PORT: u16 = 80;
+
+/// Node ports are those from here on.
+pub const NODE_PORT_BASE: u16 = 30_000;
 
 /// Everything a proxy is to know.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +37,10 @@ pub struct Service {
     pub protocols: Vec<Proto>,
     /// Its cluster IP.
     pub cluster_ip: IpAddr,
+    /// Its port, the same for all protocols.
+    pub port: u16,
+    /// The port of its endpoints.
+    pub target_port: u16,
     /// Its node port, the same for all protocols.
     pub node_port: Option<u16>,
     /// Its external IPs.
@@ -52,6 +59,8 @@ pub struct Service {
     pub affinity: Option<u32>,
     /// Its endpoints.
     pub endpoints: Vec<Endpoint>,
+    /// When those changed last, as its slice says.
+    pub changed_at: Option<String>,
 }
 
 /// An endpoint of a Service.
@@ -109,6 +118,8 @@ impl Service {
             family,
             protocols: Proto::SOCKETS.to_vec(),
             cluster_ip: family.cluster_ip(n),
+            port: SERVICE_PORT,
+            target_port: POD_PORT,
             node_port: None,
             external_ips: Vec::new(),
             load_balancers: Vec::new(),
@@ -118,13 +129,14 @@ impl Service {
             health_check_port: None,
             affinity: None,
             endpoints: pods.iter().map(|pod| Endpoint::ready(world.pod(pod), family)).collect(),
+            changed_at: None,
         }
     }
 
     /// With a node port, a load balancer address and an external IP made from `n`.
     pub fn outside(self, n: u8) -> Service {
         Service {
-            node_port: Some(30_000 + u16::from(n)),
+            node_port: Some(NODE_PORT_BASE + u16::from(n)),
             load_balancers: vec![self.family.load_balancer(n)],
             external_ips: vec![self.family.external(n)],
             ..self
@@ -159,7 +171,7 @@ impl Service {
             "sessionAffinity": if self.affinity.is_some() { "ClientIP" } else { "None" },
             "ports": self.protocols.iter().map(|proto| {
                 let mut port = json!({
-                    "name": proto.lower(), "protocol": proto.name(), "port": SERVICE_PORT, "targetPort": POD_PORT,
+                    "name": proto.lower(), "protocol": proto.name(), "port": self.port, "targetPort": self.target_port,
                 });
                 if let Some(number) = self.node_port {
                     port["nodePort"] = json!(number);
@@ -190,7 +202,7 @@ impl Service {
             "spec": spec,
             "status": {"loadBalancer": {"ingress": ingress}},
         });
-        let slice = json!({
+        let mut slice = json!({
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
             "metadata": {
@@ -200,10 +212,13 @@ impl Service {
             },
             "addressType": self.family.name(),
             "ports": self.protocols.iter().map(|proto| {
-                json!({"name": proto.lower(), "protocol": proto.name(), "port": POD_PORT})
+                json!({"name": proto.lower(), "protocol": proto.name(), "port": self.target_port})
             }).collect::<Vec<_>>(),
             "endpoints": self.endpoints.iter().map(Endpoint::object).collect::<Vec<_>>(),
         });
+        if let Some(time) = &self.changed_at {
+            slice["metadata"]["annotations"] = json!({"endpoints.kubernetes.io/last-change-trigger-time": time});
+        }
         [service, slice]
     }
 }
@@ -237,11 +252,14 @@ impl Objects {
         self.services.iter_mut().find(|service| service.name == name).unwrap_or_else(|| panic!("no Service {name}"))
     }
 
+    /// All of them as an API server has them, the Node first.
+    pub fn items(&self) -> Vec<Value> {
+        [self.node_a()].into_iter().chain(self.services.iter().flat_map(Service::objects)).collect()
+    }
+
     /// Writes all as one file, which changes as a whole.
     pub fn write(&self, dir: &Path) {
-        let items: Vec<Value> =
-            [self.node_a()].into_iter().chain(self.services.iter().flat_map(Service::objects)).collect();
-        let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": self.items()});
         let fresh = dir.with_file_name("objects.fresh");
         std::fs::write(&fresh, serde_json::to_vec(&list).unwrap()).unwrap();
         std::fs::rename(&fresh, dir.join("objects.json")).unwrap();

@@ -1,9 +1,10 @@
 //! The built binary, as it runs on node A.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -87,7 +88,8 @@ impl Detector {
 // === impl Config ===
 
 impl Config {
-    fn file(&self) -> Value {
+    /// The configuration file.
+    pub fn file(&self) -> Value {
         let mut file = json!({
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
             "kind": "KubeProxyConfiguration",
@@ -143,17 +145,19 @@ impl<'w> Proxy<'w> {
 
     /// Starts it with a configuration file, manifests and node name of any kind, and does not wait.
     pub fn launch_with(world: &'w World, config: &Path, manifests: &Path, hostname: &str) -> Proxy<'w> {
+        let mut arguments: Vec<OsString> = vec![binary().into(), "--config".into(), config.into()];
+        arguments.extend(["--manifests".into(), manifests.into(), "--hostname-override".into(), hostname.into()]);
+        Proxy::spawn(world, &arguments)
+    }
+
+    /// Starts a program, which is to become the proxy, with its arguments.
+    pub fn spawn(world: &'w World, arguments: &[OsString]) -> Proxy<'w> {
         let log = File::options().create(true).append(true).open(world.log_path()).unwrap();
         // Ends with this process, even if that one is killed.
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", "--"])
-            .arg(binary())
-            .arg("--config")
-            .arg(config)
-            .arg("--manifests")
-            .arg(manifests)
-            .args(["--hostname-override", hostname])
+            .args(arguments)
             .env("PATH", world.tools.path_variable())
             .env("XTABLES_LOCKFILE", world.tools.lock_file())
             // By this its processes, and those that they start, are known as this world's.
@@ -205,6 +209,11 @@ impl<'w> Proxy<'w> {
         eventually(LONG, "ferrule ends after SIGTERM", || self.child.try_wait().unwrap());
     }
 
+    /// Waits until it ends by itself.
+    pub fn wait(mut self) -> ExitStatus {
+        eventually(LONG, "ferrule ends by itself", || self.child.try_wait().unwrap())
+    }
+
     /// Ends it as a crash does, alone: programs that it has started run on.
     pub fn crash(mut self) {
         kill_process(Pid::from_child(&self.child), Signal::KILL).unwrap();
@@ -221,7 +230,7 @@ impl Drop for Proxy<'_> {
 }
 
 /// The binary under test: the one built with these tests, or `FERRULE_NETNS_BINARY`.
-fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     std::env::var_os("FERRULE_NETNS_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_ferrule").into(), PathBuf::from)
 }
 

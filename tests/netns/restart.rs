@@ -1,6 +1,8 @@
 //! The proxy ends, comes back, starts over, or takes over from a kube-proxy: connections that are
 //! open stay open, and new ones never fail.
 
+use std::fs::{self, File};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,7 +14,29 @@ use crate::tools::Variant;
 use crate::traffic::{Call, Prober, Probers, Proto, Stream};
 use crate::world::{Case, Fabric, Family, POD_PORT, World, eventually};
 
-matrix!(connections_survive_restarts_and_full_syncs, the_recorded_rules_of_a_kube_proxy_are_taken_over);
+matrix!(
+    connections_survive_restarts_and_full_syncs,
+    the_recorded_rules_of_a_kube_proxy_are_taken_over,
+    a_changed_configuration_file_ends_the_proxy,
+);
+
+/// It leaves it to its supervisor to start it with what the file says now. Its rules stay.
+fn a_changed_configuration_file_ends_the_proxy(case: Case) {
+    let world = case.world(Fabric::Bridge, 1, 1);
+    let objects = Objects::new([Service::new(&world, "web", 1, &["a0", "b0"])]);
+    let proxy = Proxy::start(&world, &Config::default(), &objects);
+    let before = state(&world);
+    let mut file = File::options().append(true).open(world.dir().join("config.json")).unwrap();
+    file.write_all(b"\n").unwrap();
+    let status = proxy.wait();
+    assert_eq!(status.code(), Some(1));
+    let log = fs::read_to_string(world.log_path()).unwrap();
+    for message in ["Error running ProxyServer", "command failed"] {
+        let expected = format!("\"{message}\" err=\"content of the proxy server's configuration file was updated\"\n");
+        assert!(log.contains(&expected), "{expected} is not in the log:\n{log}");
+    }
+    assert_eq!(state(&world), before);
+}
 
 fn connections_survive_restarts_and_full_syncs(case: Case) {
     let world = case.world(Fabric::Bridge, 3, 1);
@@ -112,7 +136,7 @@ fn the_recorded_rules_of_a_kube_proxy_are_taken_over(case: Case) {
     let text = |step: &str, family: Family| {
         let name = if family == Family::V4 { "iptables-save.txt" } else { "ip6tables-save.txt" };
         let path = case_dir.join(step).join(name);
-        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     };
     let load = |text: &str, family: Family, options: &[&str]| {
         world.node.exec(&world.tools.real(family, "-restore"), options, text);

@@ -1,6 +1,7 @@
 //! Connections: servers in pods that tell who they are and whom they see, and clients that ask them.
 
 mod call;
+mod datagrams;
 mod prober;
 mod sctp;
 mod servers;
@@ -10,6 +11,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 pub use call::Call;
+pub use datagrams::{Datagrams, Tracked, tracked};
 pub use prober::{Prober, Probers};
 pub use servers::Servers;
 pub use stream::Stream;

@@ -1,6 +1,7 @@
 //! The API server as a source, against a fake one.
 
 mod connecting;
+mod events;
 mod follower;
 mod listing;
 mod recorded;

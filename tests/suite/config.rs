@@ -2,7 +2,10 @@
 
 mod command_line;
 mod files;
+mod program;
 mod recorded;
+mod recorded_runs;
+mod watched;
 
 use std::path::Path;
 

@@ -10,9 +10,11 @@
 
 mod algebra;
 mod api;
+mod cleanup;
 mod clusters;
 mod config;
 mod decisions;
+mod deploy;
 mod equivalence;
 mod incremental;
 mod manifests;
@@ -20,8 +22,11 @@ mod oracle;
 mod pipeline;
 mod recorded_answers;
 mod recorded_calls;
+mod recorded_metrics;
+mod recorded_pages;
 mod recorded_rules;
 mod recordings;
+mod regress;
 mod rendered;
 mod sizes;
 mod tidy;

@@ -8,7 +8,7 @@ use super::compile::{BaseRules, Style};
 use super::diff::{self, Changes};
 use super::restore::Input;
 use super::snapshot::Snapshot;
-use crate::backend::{ApplyError, Report};
+use crate::backend::{ApplyError, Report, RuleCount};
 use crate::model::ServicePortName;
 use crate::plan::{Plan, ServicePlan};
 
@@ -18,6 +18,10 @@ pub(super) struct Applied {
     pub(super) trust: Trust,
     pub(super) base: Option<BaseRules>,
     pub(super) services: BTreeMap<ServicePortName, AppliedService>,
+    /// Rules of all of these together.
+    pub(super) rules: RuleCount,
+    /// Rules of `base`.
+    pub(super) base_rules: RuleCount,
     /// Service ports whose plan the kernel refused, until that plan changes or is tried again.
     pub(super) refused: BTreeMap<ServicePortName, Arc<ServicePlan>>,
 }
@@ -27,6 +31,8 @@ pub(super) struct AppliedService {
     pub(super) style: Arc<Style>,
     /// Whether a failed restore may have left its chains otherwise.
     pub(super) certain: bool,
+    /// How many rules it has.
+    pub(super) rules: RuleCount,
 }
 
 /// How much of [`Applied`] can be relied on.
@@ -145,21 +151,27 @@ impl Applied {
 
     /// After a batch was written: the kernel has it.
     pub(super) fn accept(&mut self, batch: Batch, turn: &mut Turn<'_>) {
-        if let Some((base, _)) = batch.base {
+        if let Some((base, changes)) = batch.base {
+            turn.report.rules += changes.rules();
             self.base = Some(base);
+            self.rules -= std::mem::replace(&mut self.base_rules, changes.holds);
+            self.rules += changes.holds;
         }
         for (name, plan, changes) in batch.services {
             turn.report.written += usize::from(!changes.is_empty());
+            turn.report.rules += changes.rules();
             if self.refused.get(&name).is_some_and(|refused| turn.plan.services().get(&name) != Some(refused)) {
                 self.refused.remove(&name);
             }
-            match plan {
-                None => drop(self.services.remove(&name)),
+            let before = match plan {
+                None => self.services.remove(&name),
                 Some(plan) => {
-                    let style = turn.style.clone();
-                    self.services.insert(name, AppliedService { plan, style, certain: true });
+                    let (style, rules) = (turn.style.clone(), changes.holds);
+                    self.rules += rules;
+                    self.services.insert(name, AppliedService { plan, style, certain: true, rules })
                 }
-            }
+            };
+            self.rules -= before.map(|before| before.rules).unwrap_or_default();
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::applied::{
     Applied, Batch, IMPORTANT, Interrupted, Trust, Turn, importance, in_order, is_commented_for, refused_outside, split,
@@ -117,15 +118,19 @@ impl<R: Run> Iptables<R> {
         turn.has_read |= turn.snapshot.as_ref().is_some_and(Snapshot::has_chains);
         let alone: BTreeSet<&ServicePortName> = apart.iter().flatten().collect();
         let mut batch = Batch::default();
+        let mut began = Instant::now();
         batch.set_base(self.applied.stage_base(turn), turn.base.clone());
         for name in names.iter().filter(|name| !alone.contains(name)) {
             // The most important Services do not wait for the many others.
             let important_done = turn.snapshot.is_some() && batch.base.is_some() && importance(name) > IMPORTANT;
             if important_done || batch.lines >= self.lines_per_restore() {
+                turn.report.diffing += began.elapsed();
                 self.write(std::mem::take(&mut batch), turn).await?;
+                began = Instant::now();
             }
             self.applied.stage(name, turn, &mut batch);
         }
+        turn.report.diffing += began.elapsed();
         self.write(batch, turn).await?;
         for group in apart {
             let mut batch = Batch::default();
@@ -170,7 +175,10 @@ impl<R: Run> Iptables<R> {
             match self.tools.restore(&input.text).await {
                 Ok(()) => self.applied.trust = before,
                 Err(RestoreError::Other(error)) => return Err(self.applied.lost(error)),
-                Err(RestoreError::Refused { detail, line }) => return Err(batch.refused(&input, detail, line)),
+                Err(RestoreError::Refused { detail, line }) => {
+                    turn.report.refusals += 1;
+                    return Err(batch.refused(&input, detail, line));
+                }
             }
         }
         self.applied.accept(batch, turn);
@@ -228,6 +236,7 @@ impl<R: Run> Iptables<R> {
                 // Somebody else's rule leads to one of these chains: it stays, empty, and the
                 // others go.
                 Err(RestoreError::Refused { .. }) if !step.remove.is_empty() => {
+                    turn.report.refusals += 1;
                     steps.extend(step.halved_removal().into_iter().flatten());
                 }
                 Err(RestoreError::Refused { detail, .. }) => {
@@ -305,6 +314,7 @@ impl<R: Run> Backend for Iptables<R> {
             }
         }
         turn.report.set_aside = self.applied.refused.len();
+        turn.report.holds = self.applied.rules;
         Ok(turn.report)
     }
 

@@ -6,6 +6,7 @@ use super::compile::{self, BaseRules, ServiceRules, Shared, Style};
 use super::names::{self, ChainName};
 use super::ruleset::{Rule, Table};
 use super::snapshot::{Snapshot, digest};
+use crate::backend::RuleCount;
 use crate::model::ServicePortName;
 use crate::plan::ServicePlan;
 
@@ -24,6 +25,9 @@ pub struct Changes {
     pub delete: Vec<(Table, ChainName, String)>,
     /// Chains to empty and remove. Nothing may refer to them any more.
     pub remove: Vec<(Table, ChainName)>,
+    /// How many rules of our own chains there are afterwards, written now or before: those of one
+    /// Service port, or those that belong to none.
+    pub holds: RuleCount,
 }
 
 /// Compiled rules of a Service port as texts, ready to be compared.
@@ -37,7 +41,25 @@ struct Texts {
 impl Changes {
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        *self == Changes::default()
+        let Changes { create, replace, insert, append, delete, remove, holds: _ } = self;
+        create.is_empty()
+            && replace.is_empty()
+            && insert.is_empty()
+            && append.is_empty()
+            && delete.is_empty()
+            && remove.is_empty()
+    }
+
+    /// How many rules they write to our own chains.
+    pub fn rules(&self) -> RuleCount {
+        let mut count = RuleCount::default();
+        for (table, _, rules) in &self.replace {
+            add(&mut count, *table, rules.len());
+        }
+        for (table, chain, _) in self.insert.iter().chain(&self.append) {
+            add(&mut count, *table, usize::from(chain.as_str().starts_with("KUBE-")));
+        }
+        count
     }
 
     /// How many lines they come to, roughly.
@@ -71,6 +93,32 @@ impl Texts {
     }
 }
 
+/// Counts rules of a table.
+fn add(count: &mut RuleCount, table: Table, rules: usize) {
+    match table {
+        Table::Filter => count.filter += rules,
+        Table::Nat => count.nat += rules,
+        // Only the canary is there.
+        Table::Mangle => {}
+    }
+}
+
+impl Texts {
+    fn count(&self) -> RuleCount {
+        let mut count = RuleCount::default();
+        self.chains.iter().for_each(|(_, rules)| add(&mut count, Table::Nat, rules.len()));
+        self.shared.iter().for_each(|(shared, _)| add(&mut count, shared.table(), 1));
+        count
+    }
+}
+
+fn count_base(base: &BaseRules) -> RuleCount {
+    let mut count = RuleCount::default();
+    base.chains.iter().for_each(|(table, _, rules)| add(&mut count, *table, rules.len()));
+    add(&mut count, Table::Nat, base.tail.len());
+    count
+}
+
 fn texts(rules: &[Rule]) -> Vec<String> {
     rules.iter().map(ToString::to_string).collect()
 }
@@ -89,7 +137,8 @@ pub fn service(
         None => Texts { chains: Vec::new(), shared: Vec::new() },
     };
     let new = Texts::of(name, new, style);
-    let mut changes = own_chains(&old.chains, new.chains, certain);
+    let holds = new.count();
+    let mut changes = Changes { holds, ..own_chains(&old.chains, new.chains, certain) };
     let mut surplus: BTreeMap<(Shared, String), usize> = BTreeMap::new();
     for rule in old.shared {
         *surplus.entry(rule).or_default() += 1;
@@ -137,6 +186,7 @@ pub fn service_from_snapshot(
     snapshot: &mut Snapshot,
 ) -> Changes {
     let new_texts = Texts::of(name, new, style);
+    let holds = new_texts.count();
     let mut old_shared = Vec::new();
     let mut changes = if snapshot.has_chains() {
         let mut changes = Changes::default();
@@ -151,6 +201,7 @@ pub fn service_from_snapshot(
         old_shared = old.shared;
         own_chains(&old.chains, new_texts.chains, certain)
     };
+    changes.holds = holds;
     for (shared, rule) in new_texts.shared.into_iter().rev() {
         if !snapshot.tick_off(shared, &rule) {
             changes.insert.push((shared.table(), shared.chain(), rule));
@@ -173,7 +224,7 @@ pub fn shares(name: &ServicePortName, plan: &ServicePlan, style: &Style, snapsho
 
 /// From one base to another.
 pub fn base(old: &BaseRules, new: &BaseRules) -> Changes {
-    let mut changes = Changes::default();
+    let mut changes = Changes { holds: count_base(new), ..Changes::default() };
     for (table, chain, rules) in &new.chains {
         if !old.chains.contains(&(*table, chain.clone(), rules.clone())) {
             changes.replace.push((*table, chain.clone(), texts(rules)));
@@ -194,7 +245,7 @@ pub fn base(old: &BaseRules, new: &BaseRules) -> Changes {
 /// From what the kernel was seen to hold to the base, with the chains others are compiled into,
 /// the jumps from built-in chains, and the canaries.
 pub fn base_from_snapshot(new: &BaseRules, snapshot: &mut Snapshot) -> Changes {
-    let mut changes = Changes::default();
+    let mut changes = Changes { holds: count_base(new), ..Changes::default() };
     for table in [Table::Mangle, Table::Filter, Table::Nat] {
         changes.create.push((table, names::CANARY));
     }
@@ -245,6 +296,7 @@ fn delete_other_tails(changes: &mut Changes, snapshot: &mut Snapshot) {
 /// From one base to another where only the shared chains were read.
 pub fn base_beside_snapshot(old: Option<&BaseRules>, new: &BaseRules, snapshot: &mut Snapshot) -> Changes {
     let mut changes = old.map(|old| base(old, new)).unwrap_or_default();
+    changes.holds = count_base(new);
     changes.append.clear();
     changes.delete.clear();
     let services = |rule: &Rule| (Table::Nat, names::SERVICES, rule.to_string());

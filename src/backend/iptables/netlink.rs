@@ -5,7 +5,7 @@
 //! `nfnetlink_acct`.)
 
 use netlink_packet_core::{
-    DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla,
 };
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily, NetfilterSubsystem,
@@ -31,6 +31,8 @@ const NEW: u8 = 0;
 const GET: u8 = 1;
 /// `NFACCT_NAME`
 const NAME: u16 = 1;
+/// `NFACCT_PKTS`, a big-endian 64-bit number.
+const PACKETS: u16 = 2;
 const ENOENT: i32 = 2;
 
 // === impl Counters ===
@@ -61,6 +63,33 @@ fn ensure(name: &str) -> std::io::Result<bool> {
 
 /// Sends one request and returns the kernel's error number, 0 for success.
 fn request(message_type: u8, flags: u16, name: &str) -> std::io::Result<i32> {
+    let answer = exchange(message_type, flags, name)?;
+    match answer.payload {
+        NetlinkPayload::Error(error) => Ok(error.code.map_or(0, |code| -code.get())),
+        _ => Ok(0),
+    }
+}
+
+/// How many packets a counter has seen; `None` if there is no such counter. Blocks for a few system
+/// calls.
+pub fn packets(name: &str) -> std::io::Result<Option<u64>> {
+    let attributes = match exchange(GET, NLM_F_REQUEST, name)?.payload {
+        NetlinkPayload::InnerMessage(message) => match message.inner {
+            NetfilterMessageInner::Other { attributes, .. } => attributes,
+            _ => Vec::new(),
+        },
+        _ => Vec::new(),
+    };
+    let value = attributes.iter().find(|attribute| attribute.kind() == PACKETS).map(|attribute| {
+        let mut value = vec![0; attribute.value_len()];
+        attribute.emit_value(&mut value);
+        value
+    });
+    Ok(value.and_then(|value| Some(u64::from_be_bytes(value.try_into().ok()?))))
+}
+
+/// Sends one request and returns the kernel's answer.
+fn exchange(message_type: u8, flags: u16, name: &str) -> std::io::Result<NetlinkMessage<NetfilterMessage>> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
@@ -82,9 +111,5 @@ fn request(message_type: u8, flags: u16, name: &str) -> std::io::Result<i32> {
     socket.send(&buffer, 0)?;
 
     let (answer, _) = socket.recv_from_full()?;
-    let answer = NetlinkMessage::<NetfilterMessage>::deserialize(&answer).map_err(std::io::Error::other)?;
-    match answer.payload {
-        NetlinkPayload::Error(error) => Ok(error.code.map_or(0, |code| -code.get())),
-        _ => Ok(0),
-    }
+    NetlinkMessage::<NetfilterMessage>::deserialize(&answer).map_err(std::io::Error::other)
 }

@@ -5,20 +5,28 @@ use std::time::Duration;
 use super::names;
 use super::ruleset::Table;
 use super::snapshot::Snapshot;
+use super::variant::{choose, full_name};
 use crate::backend::ApplyError;
 use crate::backend::iptables::compile::Shared;
-use crate::command::{Command, Output, Run};
+use crate::command::{Command, CommandError, Output, Run};
 use crate::net::IpFamily;
 
 /// Exit code of the iptables programs when it is not the input that is wrong. (iptables:
 /// `RESOURCE_PROBLEM`.)
 const RESOURCE_PROBLEM: i32 = 4;
 
+/// How often a family is looked for.
+const PROBES: usize = 3;
+/// The pause in between.
+const PROBE_PAUSE: Duration = Duration::from_millis(500);
+
 /// The programs of one family.
 #[derive(Clone, Debug)]
 pub struct Tools<R> {
     run: R,
     family: IpFamily,
+    /// The variant whose full names they are called by; without one, by their plain names.
+    full_names: Option<Variant>,
     /// What they can do.
     pub features: Features,
 }
@@ -76,18 +84,13 @@ impl Features {
 impl<R: Run> Tools<R> {
     /// Asks the programs of a family for their version, and whether the kernel has its nat table.
     /// (kube-proxy: the family is supported if `iptables -S POSTROUTING -t nat` works.)
+    ///
+    /// `iptables` is whatever it is on this system; where there is none, but the variants are there
+    /// under their full names, the one that the host uses. (kube-proxy: `iptables-wrapper`.)
     pub async fn probe(run: R, family: IpFamily) -> Result<Tools<R>, ApplyError> {
-        let unknown = Features { variant: Variant::Legacy, random_fully: true, restore_waits: true };
-        let mut tools = Tools { run, family, features: unknown };
-        let mut version = String::new();
-        let command = Command::new(tools.program(""), &["--version"]);
-        let output = tools.run.run(command, &mut |line| version.push_str(line)).await?;
-        tools.features = Features::parse(&version).filter(|_| output.success()).ok_or_else(|| ApplyError::Failed {
-            program: format!("{} --version", tools.program("")),
-            detail: if version.is_empty() { output.complaint().to_owned() } else { version.clone() },
-        })?;
+        let (tools, _) = Tools::find(run, family).await?;
         let args = ["-w", "5", "-S", "POSTROUTING", "-t", "nat"];
-        let output = tools.run.run(Command::new(tools.program(""), &args), &mut |_| {}).await?;
+        let output = tools.run.run(tools.command("", &args), &mut |_| {}).await?;
         if output.success() {
             return Ok(tools);
         }
@@ -98,6 +101,54 @@ impl<R: Run> Tools<R> {
         }
     }
 
+    /// The same, but a failure that may pass is looked at again: a family that is there must not be
+    /// given up because of a bad moment.
+    pub async fn probe_patiently(run: R, family: IpFamily) -> Result<Tools<R>, ApplyError>
+    where
+        R: Clone,
+    {
+        let mut tries = 1;
+        loop {
+            match Tools::probe(run.clone(), family).await {
+                Err(error) if tries < PROBES && !error.is_not_installed() => {
+                    tracing::debug!(%family, %error, "trying again");
+                    tries += 1;
+                    tokio::time::sleep(PROBE_PAUSE).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// The programs of a family and what they say about their version. The kernel is not asked for
+    /// any table.
+    ///
+    /// # Errors
+    ///
+    /// If they are not installed or do not answer.
+    pub async fn find(run: R, family: IpFamily) -> Result<(Tools<R>, String), ApplyError> {
+        let unknown = Features { variant: Variant::Legacy, random_fully: true, restore_waits: true };
+        let mut tools = Tools { run, family, full_names: None, features: unknown };
+        let (output, version) = match tools.version().await {
+            Err(missing) if missing.is_not_installed() => {
+                tools.full_names = Some(choose(&tools.run).await?.ok_or(missing)?);
+                tools.version().await?
+            }
+            answer => answer?,
+        };
+        tools.features = Features::parse(&version).filter(|_| output.success()).ok_or_else(|| ApplyError::Failed {
+            program: format!("{} --version", tools.program("")),
+            detail: if version.is_empty() { output.complaint().to_owned() } else { version.clone() },
+        })?;
+        Ok((tools, version))
+    }
+
+    async fn version(&self) -> Result<(Output, String), CommandError> {
+        let mut version = String::new();
+        let output = self.run.run(self.command("", &["--version"]), &mut |line| version.push_str(line)).await?;
+        Ok((output, version))
+    }
+
     /// Writes. The kernel takes each table as a whole or not at all, one after the other.
     pub async fn restore(&self, input: &str) -> Result<(), RestoreError> {
         let args: &[&str] = match self.features.restore_waits {
@@ -105,13 +156,14 @@ impl<R: Run> Tools<R> {
             false => &["--noflush", "--counters"],
         };
         let program = self.program("-restore");
-        let command = Command::new(program, args).with_stdin(input.as_bytes().to_vec()).within(restore_limit(input));
+        let command = self.command("-restore", args);
+        let command = command.with_stdin(input.as_bytes().to_vec()).within(restore_limit(input));
         let output = self.run.run(command, &mut |_| {}).await.map_err(|e| RestoreError::Other(e.into()))?;
         if output.success() {
             return Ok(());
         }
         let line = named_line(&output.stderr);
-        match self.failed(program, &output) {
+        match self.failed(&program, &output) {
             // "Resource problem", and no rule is named (the nft programs name one when they mean it):
             // no fault of any Service.
             error @ ApplyError::Failed { .. } if output.code == RESOURCE_PROBLEM && line.is_none() => {
@@ -127,14 +179,19 @@ impl<R: Run> Tools<R> {
         let mut snapshot = Snapshot::new(true);
         for table in [Table::Nat, Table::Filter] {
             snapshot.begin(table);
-            let program = self.program("-save");
-            let command = Command::new(program, &["-t", table.as_str()]);
-            let output = self.run.run(command, &mut |line| snapshot.line(line)).await?;
-            if !output.success() {
-                return Err(self.failed(&format!("{program} -t {table}"), &output));
-            }
+            self.save(table, &mut |line| snapshot.line(line)).await?;
         }
         Ok(snapshot)
+    }
+
+    /// Reads a table, in the form in which `restore` takes it.
+    pub async fn save(&self, table: Table, line: &mut (dyn FnMut(&str) + Send)) -> Result<(), ApplyError> {
+        let program = self.program("-save");
+        let output = self.run.run(self.command("-save", &["-t", table.as_str()]), line).await?;
+        match output.success() {
+            true => Ok(()),
+            false => Err(self.failed(&format!("{program} -t {table}"), &output)),
+        }
     }
 
     /// Reads the shared chains.
@@ -166,7 +223,7 @@ impl<R: Run> Tools<R> {
     ) -> Result<bool, ApplyError> {
         let program = self.program("");
         let args = ["-w", "5", "-S", chain, "-t", table.as_str()];
-        let output = self.run.run(Command::new(program, &args), line).await?;
+        let output = self.run.run(self.command("", &args), line).await?;
         match output.code {
             0 => Ok(true),
             1 => Ok(false),
@@ -174,14 +231,18 @@ impl<R: Run> Tools<R> {
         }
     }
 
-    fn program(&self, suffix: &str) -> &'static str {
-        match (self.family, suffix) {
-            (IpFamily::V4, "-save") => "iptables-save",
-            (IpFamily::V4, "-restore") => "iptables-restore",
-            (IpFamily::V4, _) => "iptables",
-            (IpFamily::V6, "-save") => "ip6tables-save",
-            (IpFamily::V6, "-restore") => "ip6tables-restore",
-            (IpFamily::V6, _) => "ip6tables",
+    fn command(&self, suffix: &str, args: &[&str]) -> Command {
+        Command::new(&self.program(suffix), args)
+    }
+
+    fn program(&self, suffix: &str) -> String {
+        let plain = match self.family {
+            IpFamily::V4 => format!("iptables{suffix}"),
+            IpFamily::V6 => format!("ip6tables{suffix}"),
+        };
+        match self.full_names {
+            Some(variant) => full_name(&plain, variant),
+            None => plain,
         }
     }
 

@@ -63,10 +63,10 @@ pub(crate) struct ApiServer {
     /// Requests per second in the long run; negative for no limit
     #[arg(long, value_name = "NUMBER", value_parser = parse_float32, default_value = "5")]
     pub(crate) kube_api_qps: f32,
-    /// Requests at once
+    /// Requests at once; 0 is refused, unless there is no limit
     #[arg(long, value_name = "NUMBER", value_parser = parse_int32, default_value = "10")]
     pub(crate) kube_api_burst: i32,
-    /// Format of requests
+    /// Accepted, as acceptContentTypes of the file is: ferrule speaks JSON with the API server in any case
     #[arg(long, value_name = "TYPE", default_value = "application/vnd.kubernetes.protobuf")]
     pub(crate) kube_api_content_type: String,
     /// How often everything known is looked through again
@@ -206,13 +206,13 @@ pub(crate) struct Log {
     /// Detail: 0 for what matters, 2 for changes of state, 4 and more for debugging
     #[arg(short = 'v', long = "v", value_name = "LEVEL", value_parser = parse_level)]
     pub(crate) verbosity: Option<u32>,
-    /// Detail by source file, as pattern=LEVEL,...; text format only
+    /// Detail by source file of ferrule, as pattern=LEVEL,... (drive=5, src/source/*=2); text format only
     #[arg(long, value_name = "LEVELS", value_parser = levels)]
     pub(crate) vmodule: Vec<Levels>,
     /// Form of log lines: text (default) or json
     #[arg(long, value_name = "FORMAT")]
     pub(crate) logging_format: Option<String>,
-    /// How often buffered lines are written out; 5s if not set
+    /// Accepted (5s if not set): log lines are written at once
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) log_flush_frequency: Option<GoDuration>,
     /// Text: errors to stderr, the rest to stdout (needs the gate LoggingAlphaOptions)
@@ -235,10 +235,10 @@ pub(crate) struct Log {
 pub(crate) struct Ignored {
     /// Of cadvisor
     #[arg(long, value_name = "FILES", default_value = "/proc/sys/kernel/random/boot_id")]
-    boot_id_file: String,
+    pub(crate) boot_id_file: String,
     /// Of cadvisor
     #[arg(long, value_name = "FILES", default_value = "/etc/machine-id,/var/lib/dbus/machine-id")]
-    machine_id_file: String,
+    pub(crate) machine_id_file: String,
 }
 
 // === impl Ferrule ===

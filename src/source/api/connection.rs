@@ -10,17 +10,26 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use k8s_openapi::jiff::Timestamp;
+use kube::client::ClientBuilder;
 use kube::config::ExecAuthCluster;
 use kube::{Client, Config};
 use tokio::sync::Mutex;
 
+use super::limit::{Limit, Rate};
 use super::liveness::Liveness;
+use super::observed::{Observed, Told};
 use super::target::Target;
+use crate::source::Exchange;
 
 /// Where a pod finds its account.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+/// kube-proxy's words for a burst of zero (`--kube-api-burst`, `clientConnection.burst`).
+const NO_BURST: &str =
+    "burst is required to be greater than 0 when RateLimiter is not set and QPS is set to greater than 0";
 
 /// Where the API server is, as configured. With neither part, the pod's own account is used.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +40,8 @@ pub struct Settings {
     /// `--master`: URL of the server, in place of the kubeconfig's. Alone, it is asked without
     /// credentials.
     pub master: Option<String>,
+    /// How often it may be asked; `None` for no limit. Watches count once, when they begin.
+    pub rate: Option<Rate>,
 }
 
 /// Why the API server cannot be asked.
@@ -60,7 +71,9 @@ pub enum ConnectionError {
 /// A way to an API server, shared by all that ask it something.
 pub struct Connection {
     server: String,
+    limit: Limit,
     target: Option<Arc<Target>>,
+    told: Told,
     current: Mutex<Current>,
     liveness: Liveness,
 }
@@ -84,18 +97,32 @@ type Files = Vec<(PathBuf, Option<Vec<u8>>)>;
 impl Connection {
     /// Finds the server and reads the credentials; does not connect yet.
     pub async fn new(settings: &Settings) -> Result<Connection, ConnectionError> {
+        if settings.kubeconfig.is_none() && settings.master.is_none() {
+            tracing::info!("Neither kubeconfig file nor master URL was specified, falling back to in-cluster config");
+        }
         let env = |name: &str| std::env::var(name).ok();
         let target = Arc::new(Target::new(settings, &env, Path::new(SERVICE_ACCOUNT))?);
         let server = target.server.to_string().trim_end_matches('/').to_string();
-        let current = Mutex::new(target.clone().connect().await?);
-        Ok(Connection { server, target: Some(target), current, liveness: Liveness::new() })
+        if settings.rate.is_some_and(|rate| rate.burst == 0) {
+            return Err(ConnectionError::Unusable(NO_BURST.to_string()));
+        }
+        let (limit, told, liveness) = (Limit::new(settings.rate), Told::default(), Liveness::new());
+        let current = Mutex::new(target.clone().connect(&told).await?);
+        Ok(Connection { server, limit, target: Some(target), told, current, liveness })
     }
 
     /// A connection through a client made elsewhere. `server` is its name in the log.
     pub fn over(client: Client, server: &str) -> Connection {
         let current = Current { client, files: Vec::new(), refused: false, complained: false };
-        let liveness = Liveness::new();
-        Connection { server: server.to_string(), target: None, current: Mutex::new(current), liveness }
+        let (limit, told, liveness) = (Limit::new(None), Told::default(), Liveness::new());
+        let (server, current) = (server.to_string(), Mutex::new(current));
+        Connection { server, limit, target: None, told, current, liveness }
+    }
+
+    /// Tells about every request from now on; only the first call counts. Not of a connection
+    /// [`over`](Self::over) another client.
+    pub fn observe(&self, tell: impl Fn(&Exchange) + Send + Sync + 'static) {
+        self.told.begin(Box::new(tell));
     }
 
     /// URL of the server.
@@ -108,14 +135,17 @@ impl Connection {
         &self.liveness
     }
 
-    /// The client for a request. It is made anew if a file it was made of has changed, its
+    /// The client for a request, once the limit allows one. It is made anew if a file it was made of has changed, its
     /// credentials have run out or were refused; if that fails, the one in use is kept.
     pub async fn client(&self) -> Client {
+        let began = Instant::now();
+        self.limit.wait().await;
+        self.told.has_waited(began.elapsed());
         let mut current = self.current.lock().await;
         let Some(target) = &self.target else { return current.client.clone() };
         let expired = current.client.valid_until().is_some_and(|end| end <= Timestamp::now());
         if current.refused || expired || target.clone().read_files().await != current.files {
-            match target.clone().connect().await {
+            match target.clone().connect(&self.told).await {
                 Ok(fresh) => {
                     tracing::debug!(server = self.server, "credentials read again");
                     *current = fresh;
@@ -139,10 +169,11 @@ impl Connection {
 // === impl Target ===
 
 impl Target {
-    async fn connect(self: Arc<Self>) -> Result<Current, ConnectionError> {
+    async fn connect(self: Arc<Self>, told: &Told) -> Result<Current, ConnectionError> {
+        let told = told.clone();
         blocking(move || {
             let files = self.files();
-            Ok(Current { client: self.client()?, files, refused: false, complained: false })
+            Ok(Current { client: self.client(told)?, files, refused: false, complained: false })
         })
         .await?
     }
@@ -170,7 +201,7 @@ impl Target {
     }
 
     /// Makes a client. Reads files, and may run a credential plugin.
-    fn client(&self) -> Result<Client, ConnectionError> {
+    fn client(&self, told: Told) -> Result<Client, ConnectionError> {
         let unusable = ConnectionError::Unusable;
         let mut config = Config::new(self.server.clone());
         let authority = ExecAuthCluster::try_from(&self.cluster).map_err(|error| unusable(with_causes(&error)))?;
@@ -205,7 +236,9 @@ impl Target {
         if let Some(exec) = config.auth_info.exec.as_mut().filter(|exec| exec.provide_cluster_info) {
             exec.cluster = Some(authority);
         }
-        Ok(Client::try_from(config)?)
+        let host: Arc<str> = self.server.authority().map_or("", http::uri::Authority::as_str).into();
+        let observed = tower::layer::layer_fn(move |inner| Observed { inner, host: host.clone(), told: told.clone() });
+        Ok(ClientBuilder::try_from(config)?.with_layer(&observed).build())
     }
 }
 

@@ -31,6 +31,11 @@ impl Target {
         let master = settings.master.as_deref().filter(|url| !url.is_empty());
         let kubeconfig = settings.kubeconfig.as_deref().filter(|path| !path.as_os_str().is_empty());
         let (mut cluster, user) = match kubeconfig {
+            Some(path) if is_missing(path) => {
+                // Operators know these words from kube-proxy.
+                let error = format!("stat {}: no such file or directory", path.display());
+                return Err(ConnectionError::Unusable(error));
+            }
             Some(path) => read_kubeconfig(path, master.is_some())
                 .map_err(|reason| ConnectionError::Kubeconfig { path: path.to_path_buf(), reason })?,
             None if master.is_some() => Default::default(),
@@ -84,6 +89,10 @@ fn read_kubeconfig(path: &Path, has_server: bool) -> Result<(Cluster, AuthInfo),
         *command = absolute(directory, command);
     }
     Ok((cluster, user))
+}
+
+fn is_missing(path: &Path) -> bool {
+    std::fs::metadata(path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
 fn absolute(directory: &Path, file: &str) -> String {
@@ -165,7 +174,7 @@ mod tests {
 
     #[test]
     fn empty_settings_are_none() {
-        let settings = Settings { kubeconfig: Some(PathBuf::new()), master: Some(String::new()) };
+        let settings = Settings { kubeconfig: Some(PathBuf::new()), master: Some(String::new()), rate: None };
         assert!(matches!(target(&settings, &[]), Err(ConnectionError::NotInCluster)));
     }
 

@@ -11,6 +11,7 @@ use super::exchange::{self, Failure, Lines};
 use super::outage::Outage;
 use super::request::{Freshness, PAGE, Resource};
 use crate::cluster::Event;
+use crate::model::Kind;
 use crate::source::Events;
 
 /// How long a server may take over the initial objects of a streaming list before it is taken for
@@ -160,9 +161,8 @@ impl<'a> Watch<'a> {
                 }
                 return Err(Failure::Broken("the server closed the stream before the end of the initial list".into()));
             };
-            let line = parse(line)?;
-            if line.kind == "BOOKMARK" {
-                let bookmark = Identity::of(line.object);
+            let line = self::line(line)?;
+            if let Some(bookmark) = bookmark(&line) {
                 let Some(version) = bookmark.version().filter(|_| bookmark.ends_initial_events()) else { continue };
                 self.version = Some(version);
                 self.cut_short = 0;
@@ -190,11 +190,7 @@ impl<'a> Watch<'a> {
                 }
             };
             self.hear();
-            let page: Page<'_> = serde_json::from_slice(&body)
-                .map_err(|error| Failure::Nonsense(format!("a list that cannot be read: {error}")))?;
-            if page.kind != self.resource.list_kind {
-                return Err(Failure::Nonsense(format!("{:?} in place of {:?}", page.kind, self.resource.list_kind)));
-            }
+            let page = page(&self.resource, &body)?;
             if next.is_none() {
                 self.send(Event::Listing(kind)).await?;
             }
@@ -239,13 +235,10 @@ impl<'a> Watch<'a> {
                 };
             };
             self.hear();
-            let line = parse(line)?;
-            if line.kind == "BOOKMARK" {
-                if let Some(version) = Identity::of(line.object).version() {
-                    self.version = Some(version);
-                }
-            } else {
-                self.take(&line).await?;
+            let line = self::line(line)?;
+            match bookmark(&line) {
+                Some(bookmark) => self.version = bookmark.version().or(self.version.take()),
+                None => self.take(&line).await?,
             }
             self.outage.over();
         }
@@ -253,16 +246,7 @@ impl<'a> Watch<'a> {
 
     /// An event other than a bookmark.
     async fn take(&mut self, line: &Line<'_>) -> Result<(), Failure> {
-        let kind = self.resource.kind;
-        let decoded = match &*line.kind {
-            "ADDED" | "MODIFIED" => decode::object(kind, line.object, self.node_name),
-            "DELETED" => decode::deleted(kind, line.object),
-            "ERROR" => {
-                let status: Status = serde_json::from_str(line.object.get()).unwrap_or_default();
-                return Err(Failure::from_event(status));
-            }
-            other => return Err(Failure::Nonsense(format!("an event of type {other:?}"))),
-        };
+        let decoded = decoded(self.resource.kind, line, self.node_name)?;
         // Within an initial list the versions of objects are in no order; its end says one.
         if let (Some(_), Some(version)) = (&self.version, &decoded.version) {
             self.version = Some(version.clone());
@@ -327,9 +311,38 @@ impl<'a> Watch<'a> {
     }
 }
 
-fn parse(line: &[u8]) -> Result<Line<'_>, Failure> {
+/// A line as such.
+pub(super) fn line(line: &[u8]) -> Result<Line<'_>, Failure> {
     serde_json::from_slice(line)
         .map_err(|error| Failure::Nonsense(format!("a line that is no event: {error}: {}", exchange::beginning(line))))
+}
+
+/// The object of a line that only says how far the watch is.
+pub(super) fn bookmark(line: &Line<'_>) -> Option<Identity> {
+    (line.kind == "BOOKMARK").then(|| Identity::of(line.object))
+}
+
+/// What any other line says.
+pub(super) fn decoded(kind: Kind, line: &Line<'_>, node_name: &str) -> Result<Decoded, Failure> {
+    match &*line.kind {
+        "ADDED" | "MODIFIED" => Ok(decode::object(kind, line.object, node_name)),
+        "DELETED" => Ok(decode::deleted(kind, line.object)),
+        "ERROR" => {
+            let status: Status = serde_json::from_str(line.object.get()).unwrap_or_default();
+            Err(Failure::from_event(status))
+        }
+        other => Err(Failure::Nonsense(format!("an event of type {other:?}"))),
+    }
+}
+
+/// One page of a list.
+pub(super) fn page<'b>(resource: &Resource, body: &'b [u8]) -> Result<Page<'b>, Failure> {
+    let page: Page<'_> = serde_json::from_slice(body)
+        .map_err(|error| Failure::Nonsense(format!("a list that cannot be read: {error}")))?;
+    match page.kind == resource.list_kind {
+        true => Ok(page),
+        false => Err(Failure::Nonsense(format!("{:?} in place of {:?}", page.kind, resource.list_kind))),
+    }
 }
 
 fn watch_seconds() -> u32 {

@@ -73,7 +73,9 @@ enum Shape {
 
 fn document(text: &str, (from, line): (usize, u64), to: usize) -> Option<Document<'_>> {
     let text = text.get(from..to)?;
-    (!text.trim().is_empty()).then_some(Document { text, line })
+    // What else counts as white space elsewhere is a mistake in YAML, and must be told as one.
+    let is_blank = |c: char| matches!(c, ' ' | '\t' | '\r' | '\n');
+    (!text.chars().all(is_blank)).then_some(Document { text, line })
 }
 
 fn is_marker(line: &str, marker: &str) -> bool {
@@ -105,6 +107,10 @@ impl<'a> Document<'a> {
         let mut api_version = None;
         for line in self.text.lines() {
             if line.starts_with(['{', '[', '"', '\'', '?', '|', '>', '&', '!', '\u{feff}']) {
+                return None;
+            }
+            // `--- {` begins a mapping whose lines may stand anywhere.
+            if line.strip_prefix("---").is_some_and(|rest| !rest.trim().is_empty()) {
                 return None;
             }
             for (key, found) in [("kind:", &mut kind), ("apiVersion:", &mut api_version)] {
@@ -140,7 +146,8 @@ mod tests {
     #[test]
     fn documents() {
         check_split("", &[]);
-        check_split("\n\n", &[]);
+        check_split("\n \r\n\t\n", &[]);
+        check_split("\u{b}\n", &[(1, "\u{b}\n")]);
         check_split("a: 1\n", &[(1, "a: 1\n")]);
         check_split("a: 1\n---\nb: 2", &[(1, "a: 1\n"), (2, "---\nb: 2")]);
         check_split("# c\n---\na: 1\n---\n---\nb: 2\n", &[(1, "# c\n---\na: 1\n"), (4, "---\n"), (5, "---\nb: 2\n")]);
@@ -174,6 +181,7 @@ mod tests {
         check_type("apiVersion: v1\nkind: Service\nkind: Node\n", None);
         check_type("apiVersion: v1\n", None);
         check_type("{\nkind: Service,\napiVersion: v1\n}", None);
+        check_type("--- {apiVersion: v1, kind: Service, x: {\nkind: Node\n, y: {\napiVersion: v1\n}}}\n", None);
     }
 
     #[test]

@@ -351,7 +351,7 @@ impl Fault {
         Fault { line: 0, column: 0, field: String::new(), reason: "is empty".into() }
     }
 
-    fn of_file(self, path: &Path) -> FileError {
+    pub(super) fn of_file(self, path: &Path) -> FileError {
         let Fault { line, column, field, reason } = self;
         FileError { path: path.to_owned(), line, column, field, reason }
     }

@@ -152,6 +152,28 @@ fn what_nobody_assigns_is_named() {
 }
 
 #[test]
+fn names_that_no_api_server_lets_pass_get_no_rules() {
+    let named = |namespace: &str, name: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{namespace: {namespace}, name: {name}}}\nspec: {{clusterIP: 10.0.0.1, ports: [{{port: 80}}]}}\n"
+        )
+    };
+    check(&named("shop", "web.v2_B"), "Service shop/web.v2_B at 1");
+    check(
+        &named("shop", "'web:http'"),
+        "Service shop/web:http at 1 (nothing); metadata.name: \"web:http\" is not a name in Kubernetes; the object is ignored",
+    );
+    check(
+        &named("\"shop\\nCOMMIT\"", "web"),
+        "Service shop\nCOMMIT/web at 1 (nothing); metadata.namespace: \"shop\\nCOMMIT\" is not a name in Kubernetes; the object is ignored",
+    );
+    check(
+        &service_with("  ports: [{port: 80, name: a b}, {port: 81, name: c}]\n"),
+        "Service default/web at 1; spec.ports[0].name: \"a b\" is not a name in Kubernetes; the port is left out",
+    );
+}
+
+#[test]
 fn mistakes_have_a_line_a_column_and_a_field() {
     check(
         &service_with("  ports:\n  - port: \"http\"\n"),

@@ -100,7 +100,7 @@ impl Call {
         Ok(Outcome::Answer(answer(&buffer[..length], socket.local_addr()?.ip())?))
     }
 
-    fn connected(self, kind: SocketType) -> std::io::Result<OwnedFd> {
+    pub(super) fn connected(self, kind: SocketType) -> std::io::Result<OwnedFd> {
         let family = if self.to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         // Not for programs that are started meanwhile: a connection ends when its owner closes it.
         let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;

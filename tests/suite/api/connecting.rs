@@ -1,10 +1,8 @@
 //! How the server is found, who we are there, and what happens when that changes. Over TCP, with
 //! the client that is used in earnest, and on the real clock: waits are for events, not for time.
 
-use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ferrule::cluster::{ClusterState, Event};
@@ -15,14 +13,11 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::follower::{requests_for, service, short, slice};
 use super::server::FakeApi;
 use super::server::answer::{Fault, On};
+use super::server::tls::{Tls, authority};
 use crate::recordings::NODE;
 
 /// A running source that asks over TCP.
@@ -36,7 +31,7 @@ impl Source {
     async fn start(settings: &Settings) -> Source {
         let connection = Connection::new(settings).await.expect("usable settings");
         let (sender, events) = mpsc::channel(1024);
-        let task = tokio::spawn(async move { api::run(&connection, NODE, sender).await });
+        let task = tokio::spawn(async move { api::run(&connection, NODE, sender, std::future::ready(())).await });
         Source { events, state: ClusterState::new(), task }
     }
 
@@ -99,12 +94,12 @@ impl Files {
     }
 
     fn settings(&self) -> Settings {
-        Settings { kubeconfig: Some(self.path("kubeconfig")), master: None }
+        Settings { kubeconfig: Some(self.path("kubeconfig")), ..Settings::default() }
     }
 }
 
 fn master(url: String) -> Settings {
-    Settings { kubeconfig: None, master: Some(url) }
+    Settings { master: Some(url), ..Settings::default() }
 }
 
 fn authorizations(fake: &FakeApi) -> Vec<Option<String>> {
@@ -212,61 +207,6 @@ async fn a_plugins_token_is_rotated() {
     fake.close_watches();
     fake.apply(service("a", "10.0.0.1"));
     source.until("Service t/a").await;
-}
-
-/// Serves the fake over TLS with a certificate that can be exchanged.
-struct Tls {
-    address: SocketAddr,
-    acceptor: Arc<std::sync::Mutex<TlsAcceptor>>,
-    task: JoinHandle<()>,
-}
-
-impl Tls {
-    async fn start(fake: &FakeApi, name: &str) -> Tls {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
-        let acceptor = Arc::new(std::sync::Mutex::new(acceptor(name)));
-        let (current, target) = (acceptor.clone(), fake.address());
-        let task = tokio::spawn(async move {
-            let mut connections = tokio::task::JoinSet::new();
-            while let Ok((plain, _)) = listener.accept().await {
-                let acceptor = current.lock().expect("the acceptor").clone();
-                connections.spawn(async move {
-                    let Ok(mut client) = acceptor.accept(plain).await else { return };
-                    let mut server = TcpStream::connect(target).await.expect("the fake listens");
-                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
-                });
-            }
-        });
-        Tls { address, acceptor, task }
-    }
-
-    fn exchange(&self, name: &str) {
-        *self.acceptor.lock().expect("the acceptor") = acceptor(name);
-    }
-}
-
-impl Drop for Tls {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-/// Certificates that are their own authority, for 127.0.0.1, valid until 2120, made with openssl
-/// for this test alone.
-fn tls_file(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/suite/api/tls").join(name)
-}
-
-fn acceptor(name: &str) -> TlsAcceptor {
-    let certificate = CertificateDer::from_pem_file(tls_file(&format!("{name}.crt"))).expect("a certificate");
-    let key = PrivateKeyDer::from_pem_file(tls_file(&format!("{name}.key"))).expect("a key");
-    let config = ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate], key);
-    TlsAcceptor::from(Arc::new(config.expect("a certificate and its key")))
-}
-
-fn authority(name: &str) -> String {
-    std::fs::read_to_string(tls_file(&format!("{name}.crt"))).expect("a certificate")
 }
 
 /// Trap: with a kubeconfig, kube never reads the authority's file again.
@@ -412,5 +352,8 @@ async fn unusable_settings_say_what_is_wrong() {
     check(files, "there is no context \"y\"").await;
     let files = Files::new("{}", "{}");
     std::fs::remove_file(files.path("kubeconfig")).expect("the file");
-    check(files, "No such file").await;
+    check(files, "kubeconfig: no such file or directory").await;
+    let files = Files::new(&format!("{{{server}}}"), "{}");
+    let settings = Settings { rate: Some(api::Rate { per_second: 5.0, burst: 0 }), ..files.settings() };
+    assert!(refusal(&settings).await.starts_with("burst is required to be greater than 0"));
 }

@@ -134,7 +134,7 @@ impl Follower {
         let (sender, events) = mpsc::channel(capacity);
         let connection = Connection::over(client(core.clone()), "http://fake");
         let liveness = connection.liveness().clone();
-        let task = tokio::spawn(async move { api::run(&connection, NODE, sender).await });
+        let task = tokio::spawn(async move { api::run(&connection, NODE, sender, std::future::ready(())).await });
         Follower { core: core.clone(), state: ClusterState::new(), liveness, events, task }
     }
 

@@ -13,6 +13,8 @@ pub mod answer;
 mod selector;
 #[path = "server/store.rs"]
 pub mod store;
+#[path = "server/tls.rs"]
+pub mod tls;
 #[path = "server/watch.rs"]
 mod watch;
 

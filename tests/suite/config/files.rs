@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ferrule::config::{ConfigError, LogFormat, ProxyMode};
+use ferrule::config::{ConfigError, Loaded, LogFormat, ProxyMode, Remark};
 use ferrule::plan::build::{DetectLocal, NodePortSetting};
 
 use super::{config_of, document, load_text};
@@ -138,8 +138,7 @@ fn json_is_read_as_well() {
     let text = r#"{"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
         "mode": "nftables", "mode": "ipvs", "iptables": {"masqueradeBit": null}, "conntrack": {"min": 5}}"#;
     let loaded = load_text(text, &[]);
-    let told = "Using lenient decoding as strict decoding failed: strict decoding error: duplicate field \"mode\"";
-    assert_eq!(loaded.infos, [told]);
+    check_complaint(&loaded, "strict decoding error: duplicate field \"mode\"", &[(2, 29)]);
     let config = loaded.config.unwrap();
     assert_eq!((config.mode, config.conntrack.min), (ProxyMode::Ipvs, 5));
 }
@@ -148,12 +147,81 @@ fn json_is_read_as_well() {
 fn what_is_told_besides() {
     let loaded = load_text(&document("featureGates: {NoSuchGate: true, WinDSR: true}\nnope: 1\nmode: ''"), &[]);
     assert!(loaded.config.is_ok());
-    assert_eq!(loaded.warnings, ["unrecognized feature gate: NoSuchGate (ignored)"]);
-    let told: Vec<&str> = loaded.infos.iter().map(|info| info.split(':').next().unwrap()).collect();
-    assert_eq!(told, ["Using lenient decoding as strict decoding failed", "Using iptables proxy", "Warning"]);
+    check_complaint(&loaded, "strict decoding error: unknown field \"nope\"", &[(4, 1)]);
+    let gate = Remark::GateSet { name: "WinDSR".to_owned(), value: true, deprecated: false };
+    let unknown = Remark::UnknownGate("NoSuchGate".to_owned());
+    assert_eq!(loaded.completing[1..], [Remark::ModeChosen, unknown, gate.clone()]);
+    // Set again by the checks.
+    assert_eq!(loaded.checking, [gate, Remark::GatesUpdated([("WinDSR".to_owned(), true)].into())]);
     // Also when nothing comes of it.
     let loaded = load_text(&document("nope: 1\noomScoreAdj: 2000"), &[]);
-    assert!(loaded.config.is_err() && loaded.infos[0].contains("unknown field \"nope\""), "{:?}", loaded.infos);
+    assert!(loaded.config.is_err());
+    check_complaint(&loaded, "strict decoding error: unknown field \"nope\"", &[(3, 1)]);
+}
+
+/// The complaint about the file, and its lines and columns.
+#[track_caller]
+fn check_complaint(loaded: &Loaded, expected: &str, at: &[(usize, usize)]) {
+    let Some(Remark::LenientDecoding { complaint, places }) = loaded.completing.first() else { panic!("{loaded:?}") };
+    assert_eq!(complaint, expected);
+    check_places(places, at);
+}
+
+#[track_caller]
+fn check_places(places: &[String], at: &[(usize, usize)]) {
+    let expected: Vec<String> = at.iter().map(|(line, column)| format!("config.conf:{line}:{column}")).collect();
+    let found: Vec<&str> = places.iter().map(|place| place.rsplit('/').next().unwrap()).collect();
+    assert_eq!(found, expected);
+}
+
+/// Every error about a file says where it is.
+#[test]
+fn line_and_column() {
+    let check = |text: &str, error: &str, line: usize, column: usize| {
+        let loaded = load_text(text, &[]);
+        let refused = loaded.config.unwrap_err().to_string();
+        assert!(refused.contains(error), "{refused}");
+        check_places(&loaded.places, &[(line, column)]);
+    };
+    check("", "Object 'Kind' is missing in ''", 1, 1);
+    check("kind: KubeProxyConfiguration\n", "Object 'apiVersion' is missing", 1, 1);
+    check("apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: X\n", "no kind", 2, 1);
+    check("apiVersion: v1\nkind: KubeProxyConfiguration\n", "no kind", 1, 1);
+    check("x: 1\n\na: b: c", "yaml: line 3: mapping values", 3, 5);
+    check("{\"kind\": \n 1,,}", "json parse error", 2, 4);
+    check(&document("oomScoreAdj: x"), "cannot unmarshal string", 3, 1);
+    check(&document("nope: 1\niptables:\n  syncPeriod: 30"), "cannot unmarshal number", 5, 3);
+    check(&document("iptables: {syncPeriod: '30'}"), "missing unit in duration", 3, 12);
+    check(&document("logging:\n  vmodule:\n  - {filePattern: a}\n  - {verbosity: x}"), "cannot unmarshal string", 6, 6);
+
+    let loaded = load_text(&document("nope: 1\nmode: iptables\nlogging: {no: 1}\nmode: nftables"), &[]);
+    let complaint = "strict decoding error: yaml: unmarshal errors:\n  line 6: key \"mode\" already set in map, \
+                     unknown field \"logging.no\", unknown field \"nope\"";
+    check_complaint(&loaded, complaint, &[(3, 1), (5, 11), (6, 1)]);
+    assert!(loaded.places.is_empty() && loaded.config.unwrap().mode == ProxyMode::Nftables);
+}
+
+/// As large as nobody's is: what counts is at the end, and is found there.
+#[test]
+fn ten_megabytes() {
+    let comment = format!("# {}\n", "x".repeat(997));
+    let text = document(&format!("{}noSuch: 1\noomScoreAdj: -7", comment.repeat(10_000)));
+    assert!(text.len() > 10_000_000);
+    let loaded = load_text(&text, &[]);
+    check_complaint(&loaded, "strict decoding error: unknown field \"noSuch\"", &[(10_003, 1)]);
+    assert_eq!(loaded.config.unwrap().oom_score_adj, -7);
+
+    let loaded = load_text(&text.replace("-7", "seven"), &[]);
+    check_places(&loaded.places, &[(10_004, 1)]);
+    assert!(loaded.config.unwrap_err().to_string().ends_with("oomScoreAdj of type int32"));
+
+    // Many values instead of long ones, the last of them wrong.
+    let networks = "- 10.0.0.0/8\n".repeat(200_000);
+    let loaded = load_text(&document(&format!("nodePortAddresses:\n{networks}- 10.0.0.1")), &[]);
+    assert_eq!(
+        loaded.config.unwrap_err().to_string(),
+        "failed validate: KubeProxyConfiguration.NodePortAddresses[200000]: Invalid value: \"10.0.0.1\": must be a valid CIDR"
+    );
 }
 
 #[track_caller]

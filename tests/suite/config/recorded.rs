@@ -1,237 +1,18 @@
-//! Against a real kube-proxy's command line: every recorded case must be treated here as it was
-//! there, or stand in the list of what comes later.
+//! Against a real kube-proxy: the configurations it was given, what it made of them, and what it
+//! says of its flags and gates.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use ferrule::config::flags::{self, Invocation};
-use ferrule::config::{Action, Config, ConfigError, FeatureGates, KUBERNETES_VERSION, LogFormat, ProxyMode, load};
+use ferrule::config::{Action, Config, FeatureGates, LogFormat, ProxyMode};
 use ferrule::plan::build::{DetectLocal, NodePortSetting};
 use serde_json::Value;
 
+use super::recorded_runs::{Case, cases, read};
 use super::{config_flag, parse};
 use crate::recordings;
-
-/// Cases whose outcome is decided after the configuration is loaded. Loading must succeed in them.
-const LATER: [(&str, &str); 6] = [
-    ("flag-bare-ip-run", "the API client refuses, for lack of a service account"),
-    ("run-burst-0", "the API client refuses the rate limit"),
-    ("run-kubeconfig-missing", "the API client reads the kubeconfig"),
-    ("run-no-in-cluster", "the API client refuses, for lack of a service account"),
-    ("version-override", "the API client refuses, for lack of a service account"),
-    ("write-unwritable", "writing the configuration fails"),
-];
-
-/// The directory all recorded command lines name.
-const DIRECTORY: &str = "/var/lib/kube-proxy";
-
-struct Case {
-    name: String,
-    args: Vec<String>,
-    exit: i32,
-    /// Files by name: given to it, and written by it.
-    given: BTreeMap<String, String>,
-    written: BTreeMap<String, String>,
-    stdout: String,
-    stderr: String,
-}
-
-/// What came of a command line here.
-#[derive(Debug, Default)]
-struct Outcome {
-    exit: i32,
-    stdout: String,
-    /// Lines before any logging.
-    plain: Vec<String>,
-    usage: bool,
-    /// The error after `Error: `, or of the record `command failed`.
-    error: Option<String>,
-    of_running: bool,
-    infos: Vec<String>,
-    config: Option<Config>,
-}
-
-fn cases() -> Vec<Case> {
-    let directory = recordings::path("cli");
-    let names = std::fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
-    let mut names: Vec<String> = names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    assert!(names.len() >= 59, "only {} cases in {}", names.len(), directory.display());
-    names.iter().map(|name| read(name.strip_suffix(".txt").unwrap())).collect()
-}
-
-fn read(name: &str) -> Case {
-    let text = recordings::read(&format!("cli/{name}.txt"));
-    let mut lines = text.split_inclusive('\n');
-    let command = lines.next().and_then(|line| line.trim_end().strip_prefix("$ kube-proxy")).unwrap();
-    let exit = lines.next().and_then(|line| line.trim_end().strip_prefix("exit code: ")).unwrap().parse().unwrap();
-    let mut sections: BTreeMap<String, String> = BTreeMap::new();
-    let mut current = String::new();
-    for line in lines {
-        match line.strip_prefix("--- ") {
-            Some(title) => {
-                current = title.trim_end().to_owned();
-                sections.insert(current.clone(), String::new());
-            }
-            None => sections.get_mut(&current).unwrap().push_str(line),
-        }
-    }
-    let files = |mark: &str| {
-        let names = sections.iter().filter_map(|(title, text)| Some((title.strip_suffix(mark)?, text)));
-        names.map(|(name, text)| (name.to_owned(), text.clone())).collect()
-    };
-    Case {
-        name: name.to_owned(),
-        args: split_shell(command),
-        exit,
-        given: files(" (given)"),
-        written: files(" (written)"),
-        stdout: sections["stdout"].clone(),
-        stderr: sections["stderr"].clone(),
-    }
-}
-
-/// Words of a command line; single quotes group.
-fn split_shell(line: &str) -> Vec<String> {
-    let mut words = Vec::new();
-    for (index, part) in line.split('\'').enumerate() {
-        match index % 2 {
-            0 => words.extend(part.split_whitespace().map(str::to_owned)),
-            _ => words.push(part.to_owned()),
-        }
-    }
-    words
-}
-
-// === impl Case ===
-
-impl Case {
-    /// Runs the case here, with its files in a directory of its own.
-    fn run(&self) -> Outcome {
-        let directory = tempfile::tempdir().unwrap();
-        for (name, text) in &self.given {
-            std::fs::write(directory.path().join(name), text).unwrap();
-        }
-        let here = directory.path().to_str().unwrap();
-        let args: Vec<String> = self.args.iter().map(|arg| arg.replace(DIRECTORY, here)).collect();
-        let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let recorded_paths = |error: String| error.replace(here, DIRECTORY);
-
-        let parsed = match parse(&args) {
-            Ok(parsed) => parsed,
-            Err(refused) => {
-                return Outcome {
-                    exit: 1,
-                    plain: refused.deprecations,
-                    usage: refused.usage.is_some(),
-                    error: Some(recorded_paths(refused.error)),
-                    ..Outcome::default()
-                };
-            }
-        };
-        let flags = match parsed.invocation {
-            Invocation::Proxy(flags) => flags,
-            Invocation::Print(text) => return Outcome { stdout: text, ..Outcome::default() },
-            other => panic!("{}: {other:?}", self.name),
-        };
-        let loaded = load(&flags);
-        let error = loaded.config.as_ref().err();
-        Outcome {
-            exit: i32::from(error.is_some()),
-            plain: parsed.deprecations,
-            error: error.map(|error| recorded_paths(error.to_string())),
-            of_running: error.is_some_and(ConfigError::is_of_running),
-            infos: loaded.infos,
-            config: loaded.config.ok(),
-            ..Outcome::default()
-        }
-    }
-
-    /// The recorded error: the plain one, or that of the log record of the failed command.
-    fn error(&self) -> Option<String> {
-        if let Some(error) = self.stderr.lines().find_map(|line| line.strip_prefix("Error: ")) {
-            return Some(error.to_owned());
-        }
-        if let Some(record) = self.stderr.lines().find(|line| line.starts_with('{') && line.contains("command failed"))
-        {
-            let record: Value = serde_json::from_str(record).unwrap();
-            return Some(record["err"].as_str().unwrap().to_owned());
-        }
-        logged_error(&self.stderr, "command failed")
-    }
-}
-
-/// The `err` of a log record: in quotes, or as indented lines.
-fn logged_error(log: &str, message: &str) -> Option<String> {
-    let (_, after) = log.split_once(&format!("\"{message}\" err="))?;
-    match after.strip_prefix("<\n") {
-        Some(block) => {
-            let lines = block.lines().take_while(|line| *line != " >");
-            let lines: Vec<&str> = lines.map(|line| line.strip_prefix('\t').unwrap()).collect();
-            Some(lines.join("\n"))
-        }
-        None => Some(serde_json::from_str(after.lines().next().unwrap()).unwrap()),
-    }
-}
-
-#[test]
-fn every_recorded_command_line() {
-    for case in cases() {
-        let name = &case.name;
-        let here = case.run();
-        if let Some((_, why)) = LATER.iter().find(|(later, _)| later == name) {
-            assert!(here.config.is_some(), "{name}: {why}, but here it ends with {:?}", here.error);
-            continue;
-        }
-        assert_eq!(here.exit, case.exit, "{name}: {:?}", here.error);
-        assert_eq!(here.error, case.error(), "{name}");
-        let recorded_usage = case.stderr.contains("Usage:") || case.stderr.contains("<usage:");
-        assert_eq!(here.usage, recorded_usage, "{name}: usage text");
-        assert_eq!(here.of_running, case.stderr.contains("\"Error running ProxyServer\""), "{name}: {:?}", here.error);
-        let deprecations: Vec<&str> = case.stderr.lines().filter(|line| line.starts_with("Flag --")).collect();
-        assert_eq!(here.plain, deprecations, "{name}");
-
-        // Messages of an error are not recorded with it here as they are there: compare successes.
-        if here.error.is_none() {
-            let lenient = logged_error(&case.stderr, "Using lenient decoding as strict decoding failed");
-            let told = here
-                .infos
-                .iter()
-                .find_map(|info| info.strip_prefix("Using lenient decoding as strict decoding failed: "));
-            assert_eq!(told, lenient.as_deref(), "{name}");
-        }
-        let chosen = "Using iptables proxy";
-        if case.error().is_none_or(|error| error.starts_with("failed validate")) && !case.stderr.starts_with('{') {
-            let told = here.infos.iter().any(|info| info == chosen);
-            assert_eq!(told, case.stderr.contains(chosen), "{name}: {:?}", here.infos);
-        }
-        if name != "version-raw" {
-            assert_eq!(here.stdout, case.stdout, "{name}");
-        }
-    }
-}
-
-#[test]
-fn the_list_of_later_cases_names_existing_ones() {
-    let names: Vec<String> = cases().into_iter().map(|case| case.name).collect();
-    for (name, why) in LATER {
-        assert!(names.iter().any(|known| known == name), "{name} ({why}) is not recorded");
-    }
-}
-
-/// The build's own fields differ; names and order of fields do not.
-#[test]
-fn raw_version() {
-    let fields = |line: &str| -> Vec<String> {
-        line.split(", ").map(|field| field.split(':').next().unwrap().to_owned()).collect()
-    };
-    let case = read("version-raw");
-    let here = case.run();
-    assert_eq!(fields(&here.stdout), fields(&case.stdout));
-    assert!(here.stdout.contains(&format!("GitVersion:\"{KUBERNETES_VERSION}\"")), "{}", here.stdout);
-    assert_eq!(here.stdout.lines().count(), 1);
-}
 
 /// What kube-proxy resolved a command line to, it wrote out whole. It must be what was resolved
 /// here, field by field; and read from a file it must come to the same again.
@@ -240,20 +21,28 @@ fn every_written_configuration() {
     let mut compared = 0;
     for case in cases() {
         let Some(written) = case.written.get("out.conf") else { continue };
-        let here = case.run();
-        let config = here.config.unwrap_or_else(|| panic!("{}: {:?}", case.name, here.error));
+        let config = config_of_case(&case);
         assert!(matches!(&config.action, Action::WriteConfig(path) if path.ends_with("out.conf")), "{}", case.name);
         check_fields(&case.name, &config, written);
+        assert_eq!(config.document.to_yaml(), *written, "{}", case.name);
 
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("out.conf");
         std::fs::write(&path, written).unwrap();
         let again = super::config(&[config_flag(&path).as_str()]);
-        let expected = Config { action: Action::Run, config_file: Some(path.clone()), ..config };
+        let expected =
+            Config { action: Action::Run, config_file: Some(path.clone()), flags: again.flags.clone(), ..config };
         assert_eq!(again, expected, "{}", case.name);
         compared += 1;
     }
     assert!(compared >= 13, "only {compared} written configurations");
+}
+
+/// What a recorded command line comes to here.
+fn config_of_case(case: &Case) -> Config {
+    let directory = case.directory();
+    let args = case.args_in(directory.path());
+    super::config(&args.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 /// Compares a resolved configuration with a document that holds every field.
@@ -351,6 +140,23 @@ fn check_fields(case: &str, config: &Config, document: &str) {
     for (gate, value) in at("/featureGates").as_object().into_iter().flatten() {
         assert_eq!(Some(config.feature_gates.enabled(gate)), value.as_bool(), "{case}: {gate}");
     }
+}
+
+/// What `/configz` answered, with the configurations of all recordings that asked it.
+#[test]
+fn every_recorded_configz() {
+    let mut seen = 0;
+    for entry in std::fs::read_dir(recordings::path("")).unwrap() {
+        let path = entry.unwrap().path();
+        let Ok(answer) = std::fs::read_to_string(path.join("http/configz.txt")) else { continue };
+        let (_, body) = answer.split_once("\n\n").or_else(|| answer.split_once("\r\n\r\n")).unwrap();
+        // They were made with this level.
+        let config = super::config(&[config_flag(&path.join("config.yaml")).as_str(), "-v=2"]);
+        let ours = format!("{{\"kubeproxy.config.k8s.io\":{}}}", config.document.to_configz_json());
+        assert_eq!(ours, body.trim_end(), "{}", path.display());
+        seen += 1;
+    }
+    assert!(seen >= 3, "only {seen} answers recorded");
 }
 
 /// A duration as kube-proxy prints it: `1h2m3s`, `500ms`.

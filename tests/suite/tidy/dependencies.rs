@@ -132,6 +132,31 @@ fn unsorted(manifest: &File) -> Vec<String> {
     complaints
 }
 
+/// The fuzz targets are a package of their own. What they run must be what is built here: the same
+/// dependencies in the same versions.
+fn fuzzed_with_others(files: &[File]) -> Vec<String> {
+    let lock = |path: &str| locked(files.iter().find(|file| file.path == path).expect("the file is there"));
+    let (ours, theirs) = (lock("Cargo.lock"), lock("tests/fuzz/Cargo.lock"));
+    let is_ours = |(name, _): &&(String, String)| ours.iter().any(|(known, _)| known == name);
+    let others = theirs.iter().filter(is_ours).filter(|package| !ours.contains(*package));
+    let others = others.map(|(name, version)| format!("tests/fuzz/Cargo.lock: {name} {version} is another version"));
+    let needed = keys(manifest(files), "[dependencies]");
+    let missing = needed.iter().filter(|(_, name)| !theirs.iter().any(|(known, _)| known == name));
+    let missing = missing.map(|(_, name)| format!("tests/fuzz/Cargo.lock: {name} is missing"));
+    let cure = "(cp Cargo.lock tests/fuzz/ && cargo update --workspace --manifest-path tests/fuzz/Cargo.toml)";
+    others.chain(missing).map(|complaint| format!("{complaint} {cure}")).collect()
+}
+
+/// Names and versions in a `Cargo.lock`.
+fn locked(lock: &File) -> BTreeSet<(String, String)> {
+    let value = |package: &str, key: &str| {
+        let line = package.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(" = "))?;
+        Some(line.trim_matches('"').to_owned())
+    };
+    let packages = lock.text.split("[[package]]").skip(1);
+    packages.filter_map(|package| Some((value(package, "name")?, value(package, "version")?))).collect()
+}
+
 fn manifest(files: &[File]) -> &File {
     files.iter().find(|file| file.path == "Cargo.toml").expect("Cargo.toml is there")
 }
@@ -273,4 +298,20 @@ fn cargo_toml_is_sorted() {
         "[dependencies]\nb = \"1\"\na = { version = \"1\" }\n\n[dev-dependencies]\na = \"1\"\n",
     );
     assert_complaints(&unsorted(&bad), &["Cargo.toml:3: a comes before b"]);
+}
+
+#[test]
+fn what_is_fuzzed_is_what_is_built() {
+    assert_none(&fuzzed_with_others(&repository()));
+    let lock = |path, packages: &[(&str, &str)]| {
+        let package =
+            |(name, version): &(&str, &str)| format!("[[package]]\nname = \"{name}\"\nversion = \"{version}\"\n");
+        File::new(path, &packages.iter().map(package).collect::<Vec<_>>().join("\n"))
+    };
+    let files = [
+        File::new("Cargo.toml", "[dependencies]\na = \"1\"\nb = \"1\"\n[dev-dependencies]\nc = \"1\"\n"),
+        lock("Cargo.lock", &[("a", "1.0.0"), ("b", "1.0.0"), ("c", "1.0.0")]),
+        lock("tests/fuzz/Cargo.lock", &[("a", "1.0.1"), ("d", "1.0.0")]),
+    ];
+    assert_complaints(&fuzzed_with_others(&files), &["a 1.0.1 is another version", "b is missing"]);
 }

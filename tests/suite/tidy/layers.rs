@@ -41,10 +41,11 @@ const POLICY: [&str; 8] = ["hint", "hints", "policy", "policies", "readiness", "
 
 /// The modules that parts of the line may name, where that is less than all those declared before
 /// them. What puts the parts together knows all.
-const MAY_NAME: [(&str, &[&str]); 3] = [
+const MAY_NAME: [(&str, &[&str]); 4] = [
     ("backend", &["net", "model", "plan", "command"]),
     ("source", &["net", "model", "cluster"]),
     ("sync", &["net", "model", "cluster", "plan", "backend"]),
+    ("conntrack", &["net", "model", "cluster", "plan", "backend", "sync"]),
 ];
 
 /// Modules behind the feature `fixtures`, which no build for a node has.
@@ -55,7 +56,7 @@ fn is_core(file: &File) -> bool {
         let (_, within) = file.path.strip_prefix("src/backend/")?.split_once('/')?;
         within.split(['/', '.']).next()
     };
-    file.path != "src/conntrack/netlink.rs"
+    !["src/conntrack/netlink.rs", "src/conntrack/reconciler.rs"].contains(&file.path.as_str())
         && (CORE.iter().any(|module| file.belongs_to(&format!("src/{module}")))
             || in_backend().is_some_and(|name| PURE_IN_BACKENDS.contains(&name)))
 }

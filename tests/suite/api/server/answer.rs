@@ -232,7 +232,7 @@ impl Core {
         locked(&self.state).requests.clone()
     }
 
-    /// Events that were posted, as posted.
+    /// Events that were posted, as posted, with what was patched since.
     pub fn posted_events(&self) -> Vec<Value> {
         locked(&self.state).posted.clone()
     }
@@ -307,6 +307,9 @@ impl Core {
         if ask.method == "POST" && ask.path.ends_with("/events") {
             return self.create_event(pretty, &ask);
         }
+        if ask.method == "PATCH" && ask.path.contains("/events/") {
+            return self.patch_event(pretty, &ask);
+        }
         let Some(resource) = Resource::at_path(&ask.path).filter(|_| ask.method == "GET") else {
             return failure(pretty, 404, "NotFound", "the server could not find the requested resource");
         };
@@ -378,6 +381,28 @@ impl Core {
         let kind = format!("{}List", resource.kind());
         let list = json!({ "kind": kind, "apiVersion": resource.api_version(), "metadata": metadata, "items": items });
         whole(200, print(pretty, &list))
+    }
+
+    /// Replaces the top-level fields that a merge patch names. (All that a series needs.)
+    fn patch_event(&self, pretty: bool, ask: &Ask) -> Answer {
+        let name = ask.path.rsplit('/').next().unwrap_or_default();
+        let Ok(Value::Object(patch)) = serde_json::from_slice(&ask.body) else {
+            return failure(pretty, 400, "BadRequest", "the body is not a JSON object");
+        };
+        self.change(|state| match state.posted.iter_mut().find(|event| event["metadata"]["name"] == name) {
+            None => failure(pretty, 404, "NotFound", &format!("events.events.k8s.io \"{name}\" not found")),
+            Some(event) => {
+                for (field, value) in patch {
+                    event[field] = value;
+                }
+                whole(200, print(pretty, event))
+            }
+        })
+    }
+
+    /// Events go after a while, as they do on a real server.
+    pub fn expire_events(&self) {
+        self.change(|state| state.posted.clear());
     }
 
     fn create_event(&self, pretty: bool, ask: &Ask) -> Answer {

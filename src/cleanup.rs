@@ -1,0 +1,127 @@
+//! Taking away what a proxy of any mode left in the kernel: ferrule's rules are kube-proxy's, so this
+//! is for both. Rules of others stay: the kubelet's `KUBE-FIREWALL` with its jumps, its hint and canary
+//! chains, those of network plugins.
+//!
+//! Each step is taken whatever became of the others, and what could not be removed is named. Kernel
+//! settings, connections under way and counters stay as they are. (kube-proxy: `CleanupLeftovers`.)
+
+mod iptables;
+mod ipvs;
+mod nftables;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::command::{Command, CommandError, Output, Run, System};
+use crate::config::ProxyMode;
+use crate::instance::Instance;
+use crate::net::IpFamily;
+
+/// How long to wait for another ferrule in this network namespace to end.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where to clean.
+#[derive(Clone, Debug)]
+pub struct Cleaner<R> {
+    run: R,
+    /// Where `/proc` is.
+    proc: PathBuf,
+}
+
+/// What could not be removed, each with the reason and what to do.
+pub type Complaints = Vec<String>;
+
+/// `--cleanup`: removes the rules of every mode. An error if anything was left.
+///
+/// A ferrule that runs in this network namespace would write its rules again at once, and each
+/// would undo what the other does: nothing is touched while there is one.
+pub async fn everything() -> anyhow::Result<()> {
+    let failed = || anyhow::anyhow!("encountered an error while tearing down rules");
+    match Instance::acquire_within(PATIENCE).await {
+        Ok(Some(instance)) => {
+            let complaints = Cleaner::new(System, "/proc").everything().await;
+            drop(instance);
+            complaints.iter().for_each(|complaint| tracing::error!(err = %complaint, "Error cleaning up"));
+            complaints.is_empty().then_some(()).ok_or_else(failed)
+        }
+        Ok(None) => {
+            tracing::error!(
+                "another ferrule runs in this network namespace and would write its rules again; nothing was removed: \
+                 stop it first"
+            );
+            Err(failed())
+        }
+        Err(error) => {
+            tracing::error!(%error, "cannot find out whether another ferrule runs here; nothing was removed");
+            Err(failed())
+        }
+    }
+}
+
+/// At every start: removes what other modes left, as far as it can be. The modes iptables and ipvs share
+/// chains, and take over from one another.
+pub async fn other_modes(mode: ProxyMode) {
+    let cleaner = Cleaner::new(System, "/proc");
+    let complaints = match mode {
+        ProxyMode::Iptables | ProxyMode::Ipvs => cleaner.nftables().await,
+        ProxyMode::Nftables => cleaner.iptables_and_ipvs().await,
+    };
+    for complaint in complaints {
+        tracing::error!(err = %complaint, %mode, "leftovers of another mode stay; going on");
+    }
+}
+
+// === impl Cleaner ===
+
+impl<R: Run + Clone> Cleaner<R> {
+    /// Cleans by means of these programs. `proc` is where `/proc` is.
+    pub fn new(run: R, proc: impl Into<PathBuf>) -> Cleaner<R> {
+        Cleaner { run, proc: proc.into() }
+    }
+
+    /// Removes the artefacts of every mode.
+    pub async fn everything(&self) -> Complaints {
+        let mut complaints = self.iptables_and_ipvs().await;
+        complaints.extend(self.nftables().await);
+        complaints
+    }
+
+    /// Removes the artefacts of iptables and ipvs modes.
+    pub async fn iptables_and_ipvs(&self) -> Complaints {
+        // First what sends packets to virtual servers and refers to sets.
+        let has_ipvs = ipvs::is_available(&self.run, &self.proc).await;
+        let mut complaints = Vec::new();
+        for family in IpFamily::BOTH {
+            complaints.extend(iptables::remove(&self.run, family, has_ipvs).await);
+        }
+        if has_ipvs {
+            complaints.extend(ipvs::remove(&self.run, &self.proc).await);
+        }
+        complaints
+    }
+
+    /// Removes the artefacts of nftables mode.
+    pub async fn nftables(&self) -> Complaints {
+        let mut complaints = Vec::new();
+        if nftables::is_available(&self.run).await {
+            for family in IpFamily::BOTH {
+                complaints.extend(nftables::remove(&self.run, family).await.err());
+            }
+        }
+        complaints
+    }
+}
+
+/// Runs a program and gives its output too; `None` if it is not installed.
+async fn ask<R: Run>(run: &R, command: Command) -> Result<Option<(Output, String)>, String> {
+    let mut said = String::new();
+    let mut keep = |line: &str| {
+        said.push_str(line);
+        said.push('\n');
+    };
+    match run.run(command, &mut keep).await {
+        Ok(output) => Ok(Some((output, said))),
+        Err(CommandError::Start { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.to_string()),
+    }
+}

@@ -1,0 +1,268 @@
+//! Chains and jumps of iptables and ipvs modes.
+
+use std::time::Duration;
+
+use super::{Complaints, ask};
+use crate::backend::ApplyError;
+use crate::backend::iptables::diff::{Changes, JUMPS, Jump};
+use crate::backend::iptables::names::{self, ChainName};
+use crate::backend::iptables::restore::Input;
+use crate::backend::iptables::ruleset::Table;
+use crate::backend::iptables::tools::{RestoreError, Tools, Variant};
+use crate::command::{Command, Run};
+use crate::net::IpFamily;
+
+/// The tables with chains of ours.
+const TABLES: [Table; 3] = [Table::Mangle, Table::Nat, Table::Filter];
+
+/// Chains of iptables mode that do not belong to one Service port.
+const CHAINS: [(Table, ChainName); 12] = [
+    (Table::Nat, names::SERVICES),
+    (Table::Nat, names::NODE_PORTS),
+    (Table::Nat, names::POSTROUTING),
+    (Table::Nat, names::MARK_MASQ),
+    (Table::Nat, names::CANARY),
+    (Table::Filter, names::SERVICES),
+    (Table::Filter, names::EXTERNAL_SERVICES),
+    (Table::Filter, names::FORWARD),
+    (Table::Filter, names::NODE_PORTS),
+    (Table::Filter, names::PROXY_FIREWALL),
+    (Table::Filter, names::CANARY),
+    (Table::Mangle, names::CANARY),
+];
+
+/// Further chains of ipvs mode.
+const IPVS_CHAINS: [(Table, ChainName); 6] = [
+    (Table::Nat, ChainName::fixed("KUBE-NODE-PORT")),
+    (Table::Nat, ChainName::fixed("KUBE-LOAD-BALANCER")),
+    (Table::Filter, ChainName::fixed("KUBE-NODE-PORT")),
+    (Table::Filter, ChainName::fixed("KUBE-SOURCE-RANGES-FIREWALL")),
+    (Table::Filter, ChainName::fixed("KUBE-IPVS-FILTER")),
+    (Table::Filter, ChainName::fixed("KUBE-IPVS-OUT-FILTER")),
+];
+
+/// Jumps of ipvs mode that iptables mode does not have.
+const IPVS_JUMPS: [Jump; 5] = {
+    const fn jump(from: &'static str, to: &'static str, comment: &'static str) -> Jump {
+        Jump { table: Table::Filter, from, to, new_only: false, comment }
+    }
+    [
+        jump("INPUT", "KUBE-NODE-PORT", "kubernetes health check rules"),
+        jump("INPUT", "KUBE-PROXY-FIREWALL", "kube-proxy firewall rules"),
+        jump("FORWARD", "KUBE-PROXY-FIREWALL", "kube-proxy firewall rules"),
+        jump("INPUT", "KUBE-IPVS-FILTER", "kubernetes ipvs access filter"),
+        jump("OUTPUT", "KUBE-IPVS-OUT-FILTER", "kubernetes ipvs access filter"),
+    ]
+};
+
+/// How often a lock held by somebody else is waited for, five seconds each (`-w 5`).
+const TRIES: usize = 12;
+/// The pause between two tries where the tools do not wait themselves.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// What is there to remove.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Found {
+    /// Jumps to our chains, as often as they are there.
+    jumps: Vec<(Table, ChainName, String)>,
+    chains: Vec<(Table, ChainName)>,
+}
+
+/// Removes the chains and jumps of a family, those of ipvs mode as well if `has_ipvs`. A family
+/// without tools, or without the kernel's nat table, has none.
+pub(super) async fn remove<R: Run + Clone>(run: &R, family: IpFamily, has_ipvs: bool) -> Complaints {
+    let tools = match Tools::probe_patiently(run.clone(), family).await {
+        Ok(tools) => tools,
+        Err(error) if error.is_not_installed() => return Vec::new(),
+        Err(error) => {
+            tracing::warn!(%family, %error, "iptables does not work here, so no rules of it are looked for");
+            return Vec::new();
+        }
+    };
+    let mut complaints = Vec::new();
+    match find(&tools, has_ipvs).await {
+        Ok(found) => {
+            let chains = found.chains.len();
+            let left = take_away(&tools, found).await;
+            if left.is_empty() && chains > 0 {
+                tracing::info!(%family, chains, "removed the rules of iptables mode");
+            }
+            complaints.extend(left.into_iter().map(|complaint| format!("{family}: {complaint}")));
+        }
+        Err(error) => complaints.push(format!("{family}: {error}")),
+    }
+    look_at_other_variant(run, family, tools.features.variant).await;
+    complaints
+}
+
+async fn find<R: Run>(tools: &Tools<R>, has_ipvs: bool) -> Result<Found, ApplyError> {
+    let mut found = Found::default();
+    for table in TABLES {
+        match tools.save(table, &mut |line| found.line(table, line, has_ipvs)).await {
+            // Some kernels have no such table, and then nothing is in it.
+            Err(error) if table == Table::Mangle => tracing::debug!(%error, "the canary is not looked for"),
+            result => result?,
+        }
+    }
+    Ok(found)
+}
+
+/// Jumps go first, so that no packet meets a half of the rules; then all chains are emptied, because
+/// they lead to each other; then they go.
+async fn take_away<R: Run>(tools: &Tools<R>, found: Found) -> Complaints {
+    let size = match tools.features.variant {
+        Variant::Legacy => usize::MAX,
+        // With nftables a big input takes more than its share.
+        Variant::Nft => 3_000,
+    };
+    let pieces = || found.chains.chunks(size.min(found.chains.len().max(1)));
+    let emptied = |piece: &[(Table, ChainName)]| Changes {
+        replace: piece.iter().map(|(table, chain)| (*table, chain.clone(), Vec::new())).collect(),
+        ..Changes::default()
+    };
+    let removed = |piece: &[(Table, ChainName)]| Changes { remove: piece.to_vec(), ..Changes::default() };
+    let mut steps = vec![Changes { delete: found.jumps.clone(), ..Changes::default() }];
+    steps.extend(pieces().map(emptied));
+    steps.extend(pieces().map(removed));
+    steps.reverse();
+
+    let mut complaints = Vec::new();
+    while let Some(step) = steps.pop() {
+        if step.is_empty() {
+            continue;
+        }
+        match restore(tools, &step).await {
+            Ok(()) => {}
+            Err(RestoreError::Refused { detail, .. }) => match step.clone().halved_removal() {
+                Some(halves) => steps.extend(halves),
+                None => match step.remove.first() {
+                    Some((table, chain)) => complaints.push(format!(
+                        "chain {chain} of table {table} stays, empty: {detail}; does a rule of somebody else lead to it? \
+                         remove that rule first"
+                    )),
+                    None => complaints.push(detail),
+                },
+            },
+            // Whatever it is, it is no fault of this step; the next one would meet it as well.
+            Err(RestoreError::Other(error)) => {
+                complaints.push(error.to_string());
+                break;
+            }
+        }
+    }
+    complaints
+}
+
+async fn restore<R: Run>(tools: &Tools<R>, step: &Changes) -> Result<(), RestoreError> {
+    let input = Input::render(std::iter::once(step));
+    let mut tries = 1;
+    loop {
+        match tools.restore(&input.text).await {
+            Err(RestoreError::Other(error @ ApplyError::Busy { .. })) if tries < TRIES => {
+                tracing::warn!(%error, "waiting for the lock");
+                tries += 1;
+                tokio::time::sleep(PAUSE).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// The tools see the rules of their own variant only. Rules of the other one work as well, and may be
+/// those of a proxy that ran with other tools.
+async fn look_at_other_variant<R: Run>(run: &R, family: IpFamily, ours: Variant) {
+    let program = match (family, ours) {
+        (IpFamily::V4, Variant::Legacy) => "iptables-nft-save",
+        (IpFamily::V4, Variant::Nft) => "iptables-legacy-save",
+        (IpFamily::V6, Variant::Legacy) => "ip6tables-nft-save",
+        (IpFamily::V6, Variant::Nft) => "ip6tables-legacy-save",
+    };
+    // Without a table named, the legacy tool lists those in use and makes none.
+    let Ok(Some((output, saved))) = ask(run, Command::new(program, &[])).await else { return };
+    if output.success() && saved.lines().any(|line| line.starts_with(":KUBE-SERVICES ")) {
+        tracing::warn!(
+            %family,
+            "{program} shows rules of a proxy, too, made with the other variant of the tools, which stay: \
+             run the cleanup with that variant as iptables in PATH, or restart the node"
+        );
+    }
+}
+
+// === impl Found ===
+
+impl Found {
+    /// Takes in one line of `iptables-save -t TABLE`.
+    fn line(&mut self, table: Table, line: &str, has_ipvs: bool) {
+        if let Some(chain) = line.strip_prefix(':').and_then(|declared| declared.split(' ').next()) {
+            let chain = ChainName::from(chain);
+            let is_listed = |listed: &[(Table, ChainName)]| listed.iter().any(|(t, c)| *t == table && *c == chain);
+            let per_service = table == Table::Nat && chain.is_per_service();
+            if per_service || is_listed(&CHAINS) || (has_ipvs && is_listed(&IPVS_CHAINS)) {
+                self.chains.push((table, chain));
+            }
+        } else if let Some((from, rule)) = line.strip_prefix("-A ").and_then(|rule| rule.split_once(' ')) {
+            // The kubelet has jumps to this one, too.
+            let ours = JUMPS.iter().filter(|jump| jump.to != names::FIREWALL.as_str());
+            let mut jumps = ours.chain(IPVS_JUMPS.iter().filter(|_| has_ipvs));
+            if jumps.any(|jump| (jump.table, jump.from) == (table, from) && jump.rule() == rule) {
+                self.jumps.push((table, from.into(), rule.to_owned()));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(table: Table, line: &str, has_ipvs: bool, expected: bool) {
+        let mut found = Found::default();
+        found.line(table, line, has_ipvs);
+        assert_eq!(found != Found::default(), expected, "{table} {line}");
+    }
+
+    #[test]
+    fn ours_and_others() {
+        check(Table::Nat, ":KUBE-SERVICES - [0:0]", false, true);
+        check(Table::Nat, ":KUBE-SVC-3T4VDPW52C6YN6SQ - [0:0]", false, true);
+        check(Table::Nat, ":KUBE-PROXY-CANARY - [0:0]", false, true);
+        check(Table::Mangle, ":KUBE-PROXY-CANARY - [0:0]", false, true);
+        check(Table::Filter, ":KUBE-FORWARD - [0:0]", false, true);
+        // A user's, and the kubelet's.
+        check(Table::Filter, ":KUBE-SVC-OF-MINE - [0:0]", false, false);
+        check(Table::Filter, ":KUBE-FIREWALL - [0:0]", true, false);
+        check(Table::Nat, ":KUBE-MARK-DROP - [0:0]", true, false);
+        check(Table::Mangle, ":KUBE-IPTABLES-HINT - [0:0]", true, false);
+        check(Table::Mangle, ":KUBE-KUBELET-CANARY - [0:0]", true, false);
+        check(Table::Nat, ":PREROUTING ACCEPT [5:280]", true, false);
+        check(Table::Filter, "-A INPUT -j KUBE-FIREWALL", true, false);
+        check(Table::Filter, "-A INPUT -j KUBE-FORWARD", true, false);
+    }
+
+    #[test]
+    fn jumps_are_known_by_their_text() {
+        let forward = "-A FORWARD -m comment --comment \"kubernetes forwarding rules\" -j KUBE-FORWARD";
+        check(Table::Filter, forward, false, true);
+        check(Table::Nat, forward, false, false);
+        check(Table::Filter, &forward.replace("FORWARD -m", "INPUT -m"), false, false);
+        let services = "-A OUTPUT -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES";
+        check(Table::Nat, services, false, true);
+        check(Table::Filter, services, false, false);
+        let new_only = services.replace("-m comment", "-m conntrack --ctstate NEW -m comment");
+        check(Table::Filter, &new_only, false, true);
+    }
+
+    #[test]
+    fn ipvs_mode_is_looked_for_only_where_it_can_be() {
+        for (line, table) in [
+            (":KUBE-LOAD-BALANCER - [0:0]", Table::Nat),
+            (":KUBE-IPVS-OUT-FILTER - [0:0]", Table::Filter),
+            ("-A INPUT -m comment --comment \"kubernetes health check rules\" -j KUBE-NODE-PORT", Table::Filter),
+            ("-A INPUT -m comment --comment \"kube-proxy firewall rules\" -j KUBE-PROXY-FIREWALL", Table::Filter),
+        ] {
+            check(table, line, true, true);
+            check(table, line, false, false);
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! The tables of nftables mode.
+
+use super::ask;
+use crate::command::{Command, Run};
+use crate::net::IpFamily;
+
+/// Whether `nft` is there and recent enough for nftables mode; otherwise there never was a table.
+pub(super) async fn is_available<R: Run>(run: &R) -> bool {
+    match ask(run, Command::new("nft", &["--version"])).await {
+        Ok(Some((output, version))) => output.success() && is_recent(&version),
+        Ok(None) => false,
+        Err(error) => {
+            tracing::warn!(%error, "tables of nftables mode are not looked for");
+            false
+        }
+    }
+}
+
+/// Deletes the table of a family. In a kernel that has no such tables, there is nothing to delete.
+/// (kube-proxy: `knftables.New` fails then, and cleanup is skipped.)
+pub(super) async fn remove<R: Run>(run: &R, family: IpFamily) -> Result<(), String> {
+    let table = match family {
+        IpFamily::V4 => "ip kube-proxy",
+        IpFamily::V6 => "ip6 kube-proxy",
+    };
+    let feed = |args: &[&str], text: String| Command::new("nft", args).with_stdin(text.into_bytes());
+    let try_out = feed(&["--check", "-f", "-"], format!("add table {table}\n"));
+    if !ask(run, try_out).await?.is_some_and(|(output, _)| output.success()) {
+        return Ok(());
+    }
+    match ask(run, feed(&["-f", "-"], format!("delete table {table}\n"))).await? {
+        Some((output, _)) if output.success() => {
+            tracing::info!(table, "removed the table of nftables mode");
+            Ok(())
+        }
+        Some((output, _)) if output.stderr.contains("No such file or directory") => Ok(()),
+        Some((output, _)) => Err(format!("nft delete table {table} failed: {}", output.complaint())),
+        None => Ok(()),
+    }
+}
+
+/// Whether `nft --version` said 1.0.1 or later.
+fn is_recent(version: &str) -> bool {
+    let number = version.split_whitespace().find_map(|word| word.strip_prefix('v')).unwrap_or_default();
+    !number.is_empty() && !number.starts_with("0.") && number != "1.0.0"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions() {
+        assert!(is_recent("nftables v1.0.6 (Lester Gooch #5)"));
+        assert!(is_recent("nftables v1.1.3 (Commodore Bullmoose #4)"));
+        assert!(!is_recent("nftables v1.0.0 (Fearless Fosdick #2)"));
+        assert!(!is_recent("nftables v0.9.8 (E.D.S.)"));
+        assert!(!is_recent(""));
+    }
+}
