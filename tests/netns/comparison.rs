@@ -16,7 +16,7 @@ use ferrule::backend::iptables::ruleset::{ConnStates, Match, Rule, Table, Target
 use ferrule::command::fake::{KernelRule, Tables};
 use ferrule::net::{IpFamily, Protocol};
 
-use self::kernel::{Counts, Lists};
+use self::kernel::{At, Counts, Entry, Lists};
 use crate::tracer::{self, Packet, Place, Seen, Verdict, Way};
 use crate::traffic::{Call, Outcome, Proto};
 use crate::world::{Family, Namespace, POD_PORT, World};
@@ -52,7 +52,7 @@ pub struct Comparison<'w> {
     /// Whom it remembered when that was last looked at.
     latest: Lists,
     /// When an entry of a list was last seen to have changed.
-    changed: BTreeMap<(String, IpAddr), Instant>,
+    changed: BTreeMap<Entry, Instant>,
     asked: Vec<Asked>,
 }
 
@@ -102,7 +102,7 @@ impl<'w> Comparison<'w> {
         let outcome = call.make_in(netns);
         // Now, so that it is known when somebody was put on a list.
         self.read_lists();
-        self.asked.push(Asked { packet, seen, fates: [Fate::of(&outcome)].into(), exhaustive: false });
+        self.note(packet, seen, [&outcome], false);
         outcome
     }
 
@@ -115,7 +115,7 @@ impl<'w> Comparison<'w> {
         });
         for ((netns, call), outcome) in calls.iter().zip(&outcomes) {
             let (packet, seen) = self.packet(netns, *call);
-            self.asked.push(Asked { packet, seen, fates: [Fate::of(outcome)].into(), exhaustive: false });
+            self.note(packet, seen, [outcome], false);
         }
         outcomes
     }
@@ -124,8 +124,24 @@ impl<'w> Comparison<'w> {
     /// come. (Not to a Service that remembers its clients.)
     pub fn asked_often<'o>(&mut self, netns: &Namespace, call: Call, outcomes: impl IntoIterator<Item = &'o Outcome>) {
         let (packet, seen) = self.packet(netns, call);
-        let fates = outcomes.into_iter().map(Fate::of).collect();
-        self.asked.push(Asked { packet, seen, fates, exhaustive: true });
+        self.note(packet, seen, outcomes, true);
+    }
+
+    fn note<'o>(
+        &mut self,
+        packet: Packet,
+        seen: Seen,
+        outcomes: impl IntoIterator<Item = &'o Outcome>,
+        exhaustive: bool,
+    ) {
+        let fate = |outcome: &Outcome| {
+            if let Outcome::Answer(answer) = outcome {
+                assert_eq!(answer.source, packet.source, "{packet:?} was sent from another address");
+            }
+            Fate::of(outcome)
+        };
+        let fates = outcomes.into_iter().map(fate).collect();
+        self.asked.push(Asked { packet, seen, fates, exhaustive });
     }
 
     /// What can come of a request, each with its chance.
@@ -164,57 +180,61 @@ impl<'w> Comparison<'w> {
     /// How the requests since the last comparison differ from what the tracer says.
     pub fn differences(&mut self) -> Vec<String> {
         let asked = std::mem::take(&mut self.asked);
-        let counts = Counts::read(&kernel::save(self.world));
-        let lists = self.read_lists();
-        let grown = counts.grown_since(&self.counts);
-        let noted = lists.changed_since(&self.lists);
+        let (counts, lists) = (Counts::read(&kernel::save(self.world)), self.read_lists());
+        let (counted, noted) = (counts.grown_since(&self.counts), lists.changed_since(&self.lists));
         (self.counts, self.lists) = (counts, lists);
+        let counted = match counted {
+            Ok(counted) => counted,
+            Err(error) => return vec![error],
+        };
         let mut differences = Vec::new();
-        let grown = grown.unwrap_or_else(|error| {
-            differences.push(error);
-            BTreeSet::new()
-        });
-        let is_counted = |place: &Place<'_>| grown.contains(&(place.table, place.chain.to_owned(), place.number));
         let (mut may_count, mut may_note) = (BTreeSet::new(), BTreeSet::new());
-        for Asked { packet, seen, fates, exhaustive } in &asked {
-            let mut complain = |what: String| differences.push(format!("{packet:?}, remembered by {seen:?}: {what}"));
-            let ways = match tracer::ways(&self.tables, &self.node, packet, seen) {
-                Ok(ways) => ways,
-                Err(error) => {
-                    complain(error);
-                    continue;
+        for one in &asked {
+            let mut complain =
+                |what: String| differences.push(format!("{:?}, on lists {:?}: {what}", one.packet, one.seen));
+            match tracer::ways(&self.tables, &self.node, &one.packet, &one.seen) {
+                Ok(ways) => {
+                    self.compare(one, &ways, &counted, &noted).into_iter().for_each(complain);
+                    for way in &ways {
+                        may_count.extend(self.telling(way).map(|place| at(&place)));
+                        may_note.extend(entries(way, &one.packet));
+                    }
                 }
-            };
-            may_count.extend(ways.iter().flat_map(|way| self.telling(way)));
-            may_note.extend(ways.iter().flat_map(|way| way.lists.iter()).map(|list| (list.to_string(), packet.source)));
-            let possible: BTreeSet<Fate> = ways.iter().map(|way| self.fate(packet, way.verdict)).collect();
-            if *exhaustive && possible != *fates {
-                complain(format!("came to {fates:?}; the tracer says {possible:?}"));
-            }
-            for fate in fates {
-                let mut alike = ways.iter().filter(|way| self.fate(packet, way.verdict) == *fate).peekable();
-                let notes =
-                    |way: &&Way<'_>| way.lists.iter().all(|list| noted.contains(&(list.to_string(), packet.source)));
-                if alike.peek().is_none() {
-                    complain(format!("came to {fate:?}; the tracer says {possible:?}"));
-                } else if !alike.clone().any(|way| self.telling(way).all(|place| is_counted(&place))) {
-                    let missing = alike.flat_map(|way| self.telling(way)).filter(|place| !is_counted(place));
-                    let missing: Vec<String> = missing.map(|place| self.show(place)).collect();
-                    complain(format!("came to {fate:?}, but not by these rules: {missing:#?}"));
-                } else if !alike.any(|way| notes(&way)) {
-                    complain(format!("came to {fate:?}, but was not put on the lists it should be on"));
-                }
+                Err(error) => complain(error),
             }
         }
-        let may_count: BTreeSet<_> = may_count.iter().map(|place| (place.table, place.chain, place.number)).collect();
-        for (table, chain, number) in &grown {
+        for (table, chain, number) in counted.difference(&may_count) {
             let place = Place { table: *table, chain, number: *number };
-            if self.tells(place) && !may_count.contains(&(*table, chain.as_str(), *number)) {
-                differences
-                    .push(format!("this rule has counted packets, in whose way it is not: {}", self.show(place)));
+            if self.tells(place) {
+                let rule = self.show(place);
+                differences.push(format!("this rule has counted packets, in whose way it is not: {rule}"));
             }
         }
         differences.extend(noted.difference(&may_note).map(|(list, ip)| format!("{ip} was put on the list {list}")));
+        differences
+    }
+
+    /// How a request differs from all ways that the tracer sees for it, by the rules that have counted
+    /// packets and the lists that somebody was put on.
+    fn compare(&self, one: &Asked, ways: &[Way<'_>], counted: &BTreeSet<At>, noted: &BTreeSet<Entry>) -> Vec<String> {
+        let fate = |way: &Way<'_>| self.fate(&one.packet, way.verdict);
+        let is_missing = |place: &Place<'_>| !counted.contains(&at(place));
+        let possible: BTreeSet<Fate> = ways.iter().map(fate).collect();
+        let mut differences = Vec::new();
+        if !one.fates.is_subset(&possible) || (one.exhaustive && one.fates != possible) {
+            differences.push(format!("came to {:?}; the tracer says {possible:?}", one.fates));
+        }
+        for met in one.fates.intersection(&possible) {
+            let alike = || ways.iter().filter(|way| fate(way) == *met);
+            let mut taken = alike().filter(|way| !self.telling(way).any(|place| is_missing(&place))).peekable();
+            if taken.peek().is_none() {
+                let missing = alike().flat_map(|way| self.telling(way)).filter(is_missing);
+                let missing: Vec<String> = missing.map(|place| self.show(place)).collect();
+                differences.push(format!("came to {met:?}, but not by these rules: {missing:#?}"));
+            } else if !taken.any(|way| entries(way, &one.packet).all(|entry| noted.contains(&entry))) {
+                differences.push(format!("came to {met:?}, but was not put on the lists it should be on"));
+            }
+        }
         differences
     }
 
@@ -299,6 +319,16 @@ impl<'w> Comparison<'w> {
         let rule = self.rule(place).map_or_else(|| format!("the rule of number {}", place.number), ToString::to_string);
         format!("{} {} {rule}", place.table, place.chain)
     }
+}
+
+/// A rule's place, apart from the rules.
+fn at(place: &Place<'_>) -> At {
+    (place.table, place.chain.to_owned(), place.number)
+}
+
+/// What a way leaves on lists.
+fn entries(way: &Way<'_>, packet: &Packet) -> impl Iterator<Item = Entry> {
+    way.lists.iter().map(|list| (list.to_string(), packet.source))
 }
 
 // === impl Fate ===

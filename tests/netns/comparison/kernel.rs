@@ -13,7 +13,10 @@ use crate::world::World;
 const TRACED: [Table; 3] = [Table::Mangle, Table::Filter, Table::Nat];
 
 /// A rule's table, chain, and number in it.
-type At = (Table, String, usize);
+pub(super) type At = (Table, String, usize);
+
+/// A list and an address on it.
+pub(super) type Entry = (String, IpAddr);
 
 /// How many packets each rule has counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,7 +24,7 @@ pub(super) struct Counts(BTreeMap<At, (u64, String)>);
 
 /// The lists of the `recent` match with the addresses on them, and what the kernel says of each.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Lists(BTreeMap<(String, IpAddr), String>);
+pub(super) struct Lists(BTreeMap<Entry, String>);
 
 /// What node A's save program prints for the world's family, with counters.
 pub(super) fn save(world: &World) -> String {
@@ -122,7 +125,7 @@ impl Lists {
     }
 
     /// Addresses that have been put on a list since, again or for the first time.
-    pub(super) fn changed_since(&self, before: &Lists) -> BTreeSet<(String, IpAddr)> {
+    pub(super) fn changed_since(&self, before: &Lists) -> BTreeSet<Entry> {
         let changed = self.0.iter().filter(|(entry, text)| before.0.get(entry) != Some(*text));
         changed.map(|(entry, _)| entry.clone()).collect()
     }
