@@ -13,6 +13,7 @@ use crate::fake_api::FakeApi;
 use crate::fake_api::answer::Seen;
 use crate::fake_api::tls::{Tls, authority};
 use crate::health::probe_status;
+use crate::metrics::Scrape;
 use crate::objects::{Objects, SERVICE_PORT, Service};
 use crate::proxy::{LONG, Proxy};
 use crate::traffic::{Call, Outcome, Proto};
@@ -82,6 +83,21 @@ fn a_kubeadm_daemonset_starts_it(case: Case) {
     reachable(&world, &proxy, &more);
     reachable(&world, &proxy, &web);
     assert_eq!(tokens(api), ["Bearer the-first-token", "Bearer the-second-token"]);
+
+    // Without the API server, the watches show as dead. What is served goes on, and probes say so.
+    let connected = || {
+        let scrape = Scrape::take(&world);
+        ["Service", "EndpointSlice", "Node"]
+            .map(|kind| scrape.get(&format!("ferrule_watch_connected{{kind=\"{kind}\"}}")))
+    };
+    // They were closed, and each comes back by itself.
+    eventually(LONG, "all watches stand", || (connected() == [1.0; 3]).then_some(()));
+    api.set_down(true);
+    eventually(LONG, "dead watches show", || (connected() == [0.0; 3]).then_some(()));
+    assert_eq!(["/livez", "/healthz"].map(|path| probe_status(&world, path)), [200, 200]);
+    reachable(&world, &proxy, &web);
+    api.set_down(false);
+    eventually(LONG, "the watches stand again", || (connected() == [1.0; 3]).then_some(()));
 
     let beyond: Vec<_> = api.requests().into_iter().filter(|seen| !node_proxier_may(seen)).collect();
     assert!(beyond.is_empty(), "not in the role system:node-proxier: {beyond:?}");

@@ -14,10 +14,10 @@ use crate::world::{Case, Fabric, World, eventually};
 matrix!(numbers_are_true);
 
 /// Every series with its value.
-struct Scrape(BTreeMap<String, f64>);
+pub struct Scrape(BTreeMap<String, f64>);
 
 impl Scrape {
-    fn take(world: &World) -> Scrape {
+    pub fn take(world: &World) -> Scrape {
         let text = world.node.run(|| {
             let mut stream = TcpStream::connect("127.0.0.1:10249").expect("the metrics server answers");
             stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").unwrap();
@@ -34,7 +34,7 @@ impl Scrape {
         Scrape(series.collect())
     }
 
-    fn get(&self, series: &str) -> f64 {
+    pub fn get(&self, series: &str) -> f64 {
         self.0.get(series).copied().unwrap_or(0.0)
     }
 }
