@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 
 use crate::objects::{Endpoint, Objects, Service};
 use crate::proxy::{Config, LONG, Proxy, write_same_marker};
 use crate::rules::Rules;
-use crate::traffic::Proto;
-use crate::world::{Case, Fabric, World, eventually};
+use crate::traffic::{Call, Proto};
+use crate::world::{Case, Fabric, Family, World, eventually};
 
-matrix!(numbers_are_true);
+matrix!(numbers_are_true, packets_are_counted);
 
 /// Every series with its value.
 pub struct Scrape(BTreeMap<String, f64>);
@@ -91,6 +91,29 @@ fn numbers_are_true(case: Case) {
     assert!(grown(&of("ferrule_sync_restore_bytes_sum")) > 100.0);
     assert_eq!(after.get(&of("ferrule_oldest_change_seconds")), 0.0);
     assert_rules(&world, &after);
+}
+
+/// Counters of the kernel: connections to node ports of the loopback address, which IPv4 alone has, and
+/// packets of no known connection.
+fn packets_are_counted(case: Case) {
+    const ACCEPTED: &str = "kubeproxy_iptables_localhost_nodeports_accepted_packets_total";
+    let world = case.world(Fabric::Bridge, 1, 1);
+    let family = world.family();
+    let service = Service::new(&world, "web", 1, &["a0", "b0"]).outside(1);
+    let _proxy = Proxy::start(&world, &Config::default(), &Objects::new([service.clone()]));
+    let before = Scrape::take(&world);
+    for series in [ACCEPTED, "kubeproxy_iptables_ct_state_invalid_dropped_packets_total"] {
+        assert!(before.0.contains_key(series), "{series} is not there");
+    }
+    assert_eq!(before.get(ACCEPTED), 0.0);
+    if family == Family::V4 {
+        let to = SocketAddr::new(family.loopback(), service.node_port.unwrap());
+        for _ in 0..3 {
+            let outcome = Call::new(Proto::Tcp, to).make_in(&world.node);
+            assert!(outcome.endpoint().is_some(), "{outcome}");
+        }
+        assert_eq!(Scrape::take(&world).get(ACCEPTED), 3.0, "one packet of each connection");
+    }
 }
 
 /// As kube-proxy counts: every rule in its own chains, and none in the built-in ones.
