@@ -174,7 +174,8 @@ fn snapshot(text: &str) -> Snapshot {
 /// Lines with their tables.
 fn of_tables(text: &str) -> impl Iterator<Item = (Table, &str)> {
     let mut table = Table::Nat;
-    text.lines().map(move |line| {
+    // Only this ends a line: a rule may end with a carriage return and must keep it.
+    text.split_terminator('\n').map(move |line| {
         let tables = [Table::Mangle, Table::Filter, Table::Nat].into_iter();
         table = tables.into_iter().find(|table| line.strip_prefix('*') == Some(table.as_str())).unwrap_or(table);
         (table, line)
