@@ -2,11 +2,11 @@
 //!
 //! | prefix | what | where |
 //! |---|---|---|
-//! | `kubeproxy_` | the metrics of kube-proxy, so that dashboards and alerts go on working | [`proxy`] |
-//! | `ferrule_` | what these do not tell | [`own`] |
-//! | `rest_client_` | requests to the API server | [`requests`] |
-//! | `process_` | this process | [`process`] |
-//! | `kubernetes_`, `…_metrics_total` | release, feature gates, families | [`standard`] |
+//! | `kubeproxy_` | the metrics of kube-proxy, so that dashboards and alerts go on working | `proxy` |
+//! | `ferrule_` | what these do not tell | `own` |
+//! | `rest_client_` | requests to the API server | `requests` |
+//! | `process_` | this process | `process` |
+//! | `kubernetes_`, `…_metrics_total` | release, feature gates, families | `standard` |
 //!
 //! Numbers come from the loop ([`Recorder`]), from the other servers and from conntrack (methods of
 //! [`Metrics`]), or are read when somebody asks ([`Readers`]).
