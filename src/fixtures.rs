@@ -146,7 +146,7 @@ impl ServiceFixture {
 
     /// What rules depend on. Ends the test if any of it cannot be honoured.
     pub fn model(&self) -> Service {
-        let object: wire::Service = decode(&self.0);
+        let object: wire::Service<'_> = decode(&self.0);
         let (service, problems) = Service::from_wire(&object);
         assert!(problems.is_empty(), "{problems:?}");
         service.expect("the Service has rules")
@@ -160,6 +160,11 @@ impl ServiceFixture {
     /// A YAML document.
     pub fn yaml(&self) -> String {
         document(&self.0)
+    }
+
+    /// One line of JSON, as an API server writes it.
+    pub fn json(&self) -> String {
+        self.0.to_string()
     }
 
     fn set(self, pointer: &str, value: Value) -> ServiceFixture {
@@ -222,7 +227,7 @@ impl SliceFixture {
 
     /// What rules of a node depend on. Ends the test if any of it cannot be honoured.
     pub fn model(&self, this_node: &str) -> EndpointSlice {
-        let object: wire::EndpointSlice = decode(&self.0);
+        let object: wire::EndpointSlice<'_> = decode(&self.0);
         let (slice, problems) = EndpointSlice::from_wire(&object, this_node);
         assert!(problems.is_empty(), "{problems:?}");
         slice.expect("the slice belongs to a Service")
@@ -236,6 +241,11 @@ impl SliceFixture {
     /// A YAML document.
     pub fn yaml(&self) -> String {
         document(&self.0)
+    }
+
+    /// One line of JSON, as an API server writes it.
+    pub fn json(&self) -> String {
+        self.0.to_string()
     }
 
     fn endpoint(self, address: &str, mut endpoint: Value) -> SliceFixture {
@@ -284,9 +294,14 @@ impl NodeFixture {
     pub fn yaml(&self) -> String {
         document(&self.0)
     }
+
+    /// One line of JSON, as an API server writes it.
+    pub fn json(&self) -> String {
+        self.0.to_string()
+    }
 }
 
-fn decode<T: for<'de> serde::Deserialize<'de>>(object: &Value) -> T {
+fn decode<'a, T: serde::Deserialize<'a>>(object: &'a Value) -> T {
     T::deserialize(object).expect("fixtures are written as the API writes objects")
 }
 

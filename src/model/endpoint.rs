@@ -77,7 +77,7 @@ pub struct Hints {
 impl EndpointSlice {
     /// Keeps what rules depend on, seen from the node called `this_node`. `None` for slices that
     /// belong to no Service or hold no IP addresses. (kube-proxy: `endpointslicecache.go`.)
-    pub fn from_wire(object: &wire::EndpointSlice, this_node: &str) -> (Option<EndpointSlice>, Vec<Problem>) {
+    pub fn from_wire(object: &wire::EndpointSlice<'_>, this_node: &str) -> (Option<EndpointSlice>, Vec<Problem>) {
         let meta = &object.metadata;
         let namespace = meta.namespace.as_deref().unwrap_or("default");
         let name = meta.name.as_deref().unwrap_or_default();
@@ -143,7 +143,7 @@ impl EndpointSlice {
         let mut hints = HintsInterner::default();
         let mut endpoints = Vec::with_capacity(object.endpoints.len());
         for (i, entry) in object.endpoints.iter().enumerate() {
-            let Some(text) = entry.addresses.first() else {
+            let Some(text) = entry.addresses.0.as_deref() else {
                 problem(format!("endpoints[{i}].addresses"), "is empty; the endpoint is left out".into());
                 continue;
             };
@@ -174,7 +174,7 @@ impl EndpointSlice {
             family,
             ports: ports.into(),
             endpoints: endpoints.into(),
-            trigger_time: meta.annotations.get(TRIGGER_TIME_ANNOTATION).and_then(|v| v.as_deref()).map(Into::into),
+            trigger_time: meta.annotations.get(TRIGGER_TIME_ANNOTATION).map(Into::into),
         };
         (Some(slice), problems)
     }
@@ -185,8 +185,8 @@ impl EndpointSlice {
 struct HintsInterner(Vec<Arc<Hints>>);
 
 impl HintsInterner {
-    fn intern(&mut self, written: &wire::Hints) -> Option<Arc<Hints>> {
-        fn names(list: &[wire::ForName]) -> impl Iterator<Item = &str> {
+    fn intern(&mut self, written: &wire::Hints<'_>) -> Option<Arc<Hints>> {
+        fn names<'a>(list: &'a [wire::ForName<'_>]) -> impl Iterator<Item = &'a str> {
             list.iter().filter_map(|entry| entry.name.as_deref())
         }
         if written.for_zones.is_empty() && written.for_nodes.is_empty() {

@@ -33,7 +33,7 @@ pub struct Node {
 
 impl Node {
     /// Keeps what rules and probes depend on; what cannot be parsed is left out.
-    pub fn from_wire(object: &wire::Node) -> Node {
+    pub fn from_wire(object: &wire::Node<'_>) -> Node {
         let listed = |kind: &'static str| {
             object
                 .status

@@ -56,7 +56,7 @@ impl Service {
     /// Keeps what rules depend on. `None` for a Service that has none by design: headless, of type
     /// ExternalName, or not yet given an address. (kube-proxy: `servicechangetracker.go`,
     /// `serviceport.go`.)
-    pub fn from_wire(object: &wire::Service) -> (Option<Service>, Vec<Problem>) {
+    pub fn from_wire(object: &wire::Service<'_>) -> (Option<Service>, Vec<Problem>) {
         let mut check = Check::new(&object.metadata);
         let spec = &object.spec;
         let Some(name) = check.name() else { return (None, check.problems) };
@@ -66,7 +66,7 @@ impl Service {
             return (None, check.problems);
         }
         let cluster_ips = check.cluster_ips(spec);
-        let external_ips = check.addresses("spec.externalIPs", spec.external_ips.iter().map(String::as_str));
+        let external_ips = check.addresses("spec.externalIPs", spec.external_ips.iter().map(|text| &**text));
         let load_balancer_ips = check.load_balancer_ips(&object.status);
         let source_ranges = check.source_ranges(spec);
         let has_external_traffic = match spec.kind.as_deref() {
@@ -109,7 +109,7 @@ struct Check {
 }
 
 impl Check {
-    fn new(meta: &wire::Meta) -> Check {
+    fn new(meta: &wire::Meta<'_>) -> Check {
         let namespace = meta.namespace.as_deref().unwrap_or("default");
         let name = meta.name.as_deref().unwrap_or("");
         Check { object: ObjectRef::new(Kind::Service, namespace, name), problems: Vec::new() }
@@ -135,7 +135,7 @@ impl Check {
 
     /// kube-proxy takes `clusterIPs[i]` where `ipFamilies[i]` names the family, and `clusterIP`
     /// alone when `ipFamilies` is empty.
-    fn cluster_ips(&mut self, spec: &wire::ServiceSpec) -> Vec<IpAddr> {
+    fn cluster_ips(&mut self, spec: &wire::ServiceSpec<'_>) -> Vec<IpAddr> {
         let mut found = Vec::new();
         if spec.ip_families.is_empty() {
             let text = spec.cluster_ip.as_deref().unwrap_or_default();
@@ -148,7 +148,7 @@ impl Check {
             return found;
         }
         for family in IpFamily::BOTH {
-            let Some(i) = spec.ip_families.iter().position(|f| f == family.as_str()) else { continue };
+            let Some(i) = spec.ip_families.iter().position(|text| **text == *family.as_str()) else { continue };
             let Some(text) = spec.cluster_ips.get(i) else { continue };
             match parse_ip(text) {
                 Some(ip) if IpFamily::of(ip) == family => found.push(ip),
@@ -173,7 +173,7 @@ impl Check {
         found
     }
 
-    fn load_balancer_ips(&mut self, status: &wire::ServiceStatus) -> Vec<IpAddr> {
+    fn load_balancer_ips(&mut self, status: &wire::ServiceStatus<'_>) -> Vec<IpAddr> {
         let vips = status.load_balancer.ingress.iter().map(|ingress| match ingress.ip_mode.as_deref() {
             None | Some("VIP") => ingress.ip.as_deref().unwrap_or_default(),
             Some(_) => "",
@@ -181,7 +181,7 @@ impl Check {
         self.addresses("status.loadBalancer.ingress", vips)
     }
 
-    fn source_ranges(&mut self, spec: &wire::ServiceSpec) -> Vec<IpNet> {
+    fn source_ranges(&mut self, spec: &wire::ServiceSpec<'_>) -> Vec<IpNet> {
         let mut found = Vec::new();
         for (i, text) in spec.load_balancer_source_ranges.iter().enumerate() {
             match parse_cidr(text.trim()) {
@@ -196,7 +196,7 @@ impl Check {
         found
     }
 
-    fn affinity(&mut self, spec: &wire::ServiceSpec) -> Option<u32> {
+    fn affinity(&mut self, spec: &wire::ServiceSpec<'_>) -> Option<u32> {
         if spec.session_affinity.as_deref() != Some("ClientIP") {
             return None;
         }
@@ -225,7 +225,7 @@ impl Check {
         }
     }
 
-    fn health_check_node_port(&mut self, spec: &wire::ServiceSpec) -> Option<u16> {
+    fn health_check_node_port(&mut self, spec: &wire::ServiceSpec<'_>) -> Option<u16> {
         let field = "spec.healthCheckNodePort";
         match spec.health_check_node_port {
             None | Some(0) => {
@@ -236,7 +236,7 @@ impl Check {
         }
     }
 
-    fn ports(&mut self, spec: &wire::ServiceSpec) -> Vec<ServicePort> {
+    fn ports(&mut self, spec: &wire::ServiceSpec<'_>) -> Vec<ServicePort> {
         let mut ports: Vec<ServicePort> = Vec::with_capacity(spec.ports.len());
         for (i, entry) in spec.ports.iter().enumerate() {
             let protocol = match entry.protocol.as_deref() {

@@ -11,6 +11,7 @@ use ferrule::backend::iptables::ruleset::Table;
 use ferrule::cluster::ClusterState;
 use ferrule::model::{EndpointSlice, Node, Service, wire};
 use ferrule::net::IpFamily;
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::pipeline;
@@ -135,7 +136,7 @@ impl Objects {
 
     /// The cluster they make. Objects with a label that the watches select against are not seen.
     pub(crate) fn cluster(&self) -> ClusterState {
-        fn of_kind<T: serde::de::DeserializeOwned>(objects: &Objects, kind: &str) -> Vec<T> {
+        fn of_kind<'a, T: Deserialize<'a>>(objects: &'a Objects, kind: &str) -> Vec<T> {
             let labelled =
                 |object: &Value, label| object.pointer("/metadata/labels").is_some_and(|l| l.get(label).is_some());
             let seen = |object: &Value| match kind {
@@ -146,10 +147,10 @@ impl Objects {
             let found = objects.0.iter().filter(|((of, ..), object)| of == kind && seen(object));
             found.map(|(key, value)| T::deserialize(value).unwrap_or_else(|e| panic!("{key:?}: {e}"))).collect()
         }
-        let nodes: Vec<wire::Node> = of_kind(self, "Node");
+        let nodes: Vec<wire::Node<'_>> = of_kind(self, "Node");
         let [node] = nodes.as_slice() else { panic!("{} nodes", nodes.len()) };
-        let services = of_kind::<wire::Service>(self, "Service");
-        let slices = of_kind::<wire::EndpointSlice>(self, "EndpointSlice");
+        let services = of_kind::<wire::Service<'_>>(self, "Service");
+        let slices = of_kind::<wire::EndpointSlice<'_>>(self, "EndpointSlice");
         pipeline::cluster(
             &Node::from_wire(node),
             &ADDRESSES.map(|text| text.parse().unwrap()),

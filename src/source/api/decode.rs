@@ -89,16 +89,16 @@ pub(super) fn object(kind: Kind, raw: &RawValue, this_node: &str) -> Decoded {
         Kind::Service => wire(raw).map(|object: wire::Service| {
             let (service, problems) = Service::from_wire(&object);
             let event = service.map(|service| Event::Service(Arc::new(service)));
-            known(kind, object.metadata, event, problems)
+            known(kind, &object.metadata, event, problems)
         }),
         Kind::EndpointSlice => wire(raw).map(|object: wire::EndpointSlice| {
             let (slice, problems) = EndpointSlice::from_wire(&object, this_node);
             let event = slice.map(|slice| Event::EndpointSlice(Arc::new(slice)));
-            known(kind, object.metadata, event, problems)
+            known(kind, &object.metadata, event, problems)
         }),
         Kind::Node => wire(raw).map(|object: wire::Node| {
             let event = Event::Node(Arc::new(Node::from_wire(&object)));
-            known(kind, object.metadata, Some(event), Vec::new())
+            known(kind, &object.metadata, Some(event), Vec::new())
         }),
     };
     decoded.unwrap_or_else(|(field, error)| unreadable(kind, raw, field, &error))
@@ -114,7 +114,7 @@ pub(super) fn deleted(kind: Kind, raw: &RawValue) -> Decoded {
     Decoded { version: identity.version(), events }
 }
 
-fn known(kind: Kind, meta: wire::Meta, event: Option<Event>, problems: Vec<Problem>) -> Decoded {
+fn known(kind: Kind, meta: &wire::Meta<'_>, event: Option<Event>, problems: Vec<Problem>) -> Decoded {
     let name = meta.name.as_deref().unwrap_or_default();
     let mut events: Vec<Event> = problems.into_iter().map(Event::Problem).collect();
     match event {
@@ -124,7 +124,7 @@ fn known(kind: Kind, meta: wire::Meta, event: Option<Event>, problems: Vec<Probl
         // It is there, but no rule comes of it.
         None => events.push(Event::Deleted(object_ref(kind, meta.namespace.as_deref(), name))),
     }
-    Decoded { version: meta.resource_version, events }
+    Decoded { version: meta.resource_version.as_deref().map(str::to_owned), events }
 }
 
 fn unreadable(kind: Kind, raw: &RawValue, field: String, error: &str) -> Decoded {
@@ -155,7 +155,7 @@ fn object_ref(kind: Kind, namespace: Option<&str>, name: &str) -> ObjectRef {
 
 /// Decodes an object; an error says which field, and what is wrong with it. The field is only looked
 /// for after a failure, because keeping track of it costs time.
-fn wire<T: DeserializeOwned>(raw: &RawValue) -> Result<T, (String, String)> {
+fn wire<'a, T: Deserialize<'a>>(raw: &'a RawValue) -> Result<T, (String, String)> {
     if let Ok(object) = serde_json::from_str(raw.get()) {
         return Ok(object);
     }

@@ -13,10 +13,10 @@ const OTHER_PROXY_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 
 /// An object as written.
-pub(super) enum Object {
-    Service(Box<wire::Service>),
-    EndpointSlice(wire::EndpointSlice),
-    Node(wire::Node),
+pub(super) enum Object<'a> {
+    Service(Box<wire::Service<'a>>),
+    EndpointSlice(wire::EndpointSlice<'a>),
+    Node(wire::Node<'a>),
 }
 
 /// An object of a file.
@@ -42,7 +42,7 @@ pub(super) enum Value {
 
 // === impl Object ===
 
-impl Object {
+impl Object<'_> {
     /// Does what an API server would have done (selectors, defaults), then keeps what rules depend
     /// on. `None` for other nodes.
     pub(super) fn admit(mut self, line: u64, node_name: &str) -> Option<Entry> {
@@ -55,12 +55,8 @@ impl Object {
         let name = meta.name.as_deref().unwrap_or_default();
         let (namespace, selected) = match kind {
             Kind::Node => ("", name == node_name),
-            Kind::Service => {
-                (meta.namespace.as_deref().unwrap_or_default(), !meta.labels.contains_key(OTHER_PROXY_LABEL))
-            }
-            Kind::EndpointSlice => {
-                (meta.namespace.as_deref().unwrap_or_default(), !meta.labels.contains_key(HEADLESS_LABEL))
-            }
+            Kind::Service => (meta.namespace.as_deref().unwrap_or_default(), !meta.labels.has(OTHER_PROXY_LABEL)),
+            Kind::EndpointSlice => (meta.namespace.as_deref().unwrap_or_default(), !meta.labels.has(HEADLESS_LABEL)),
         };
         let object = ObjectRef::new(kind, namespace, name);
         let (value, problems) = match self {
@@ -86,28 +82,28 @@ impl Object {
     }
 }
 
-fn default_namespace(meta: &mut wire::Meta) {
+fn default_namespace(meta: &mut wire::Meta<'_>) {
     if meta.namespace.as_deref().is_none_or(str::is_empty) {
         meta.namespace = Some("default".into());
     }
 }
 
 /// `clusterIP`, `clusterIPs` and `ipFamilies` each follow from the others.
-fn default_cluster_ips(spec: &mut wire::ServiceSpec) {
-    let is_set = |ip: &Option<String>| ip.as_deref().is_some_and(|ip| !ip.is_empty());
+fn default_cluster_ips(spec: &mut wire::ServiceSpec<'_>) {
+    let is_set = |ip: &Option<wire::Text<'_>>| ip.as_deref().is_some_and(|ip| !ip.is_empty());
     match (is_set(&spec.cluster_ip), spec.cluster_ips.is_empty()) {
         (true, true) => spec.cluster_ips.extend(spec.cluster_ip.clone()),
         (false, false) => spec.cluster_ip = spec.cluster_ips.first().cloned(),
         (true, false) | (false, true) => {}
     }
     if spec.ip_families.is_empty() && spec.cluster_ips.len() > 1 {
-        let family = |text: &String| parse_ip(text).map(|ip| IpFamily::of(ip).as_str().to_owned());
+        let family = |text: &wire::Text<'_>| parse_ip(text).map(|ip| IpFamily::of(ip).as_str().into());
         spec.ip_families = spec.cluster_ips.iter().map(family).collect::<Option<_>>().unwrap_or_default();
     }
 }
 
 /// What an API server would have assigned, and nobody does here.
-fn unassigned(object: &ObjectRef, spec: &wire::ServiceSpec) -> Vec<Problem> {
+fn unassigned(object: &ObjectRef, spec: &wire::ServiceSpec<'_>) -> Vec<Problem> {
     let problem = |field: String, reason: &str| Problem { object: object.clone(), field, reason: reason.into() };
     if spec.kind.as_deref() == Some("ExternalName") {
         return Vec::new();

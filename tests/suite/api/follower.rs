@@ -11,6 +11,7 @@ use ferrule::net::IpFamily;
 use ferrule::source::api::{self, Connection, Liveness};
 use http_body_util::{BodyExt, Either, Full, StreamBody};
 use hyper::body::{Bytes, Frame};
+use serde::Deserialize as _;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -204,7 +205,7 @@ impl Follower {
             .into_iter()
             .filter(|object| object["metadata"]["labels"].get("service.kubernetes.io/service-proxy-name").is_none())
             .filter_map(|object| {
-                let object: wire::Service = serde_json::from_value(object).expect("a Service");
+                let object = wire::Service::deserialize(&object).expect("a Service");
                 Service::from_wire(&object).0
             })
             .collect();
@@ -217,7 +218,7 @@ impl Follower {
             .objects("EndpointSlice")
             .into_iter()
             .filter_map(|object| {
-                let object: wire::EndpointSlice = serde_json::from_value(object).expect("an EndpointSlice");
+                let object = wire::EndpointSlice::deserialize(&object).expect("an EndpointSlice");
                 EndpointSlice::from_wire(&object, NODE).0
             })
             .filter(|slice| services.iter().any(|service| service.name == slice.service))
