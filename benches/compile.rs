@@ -14,8 +14,8 @@ use ferrule::backend::iptables::{compile, diff};
 use ferrule::cluster::ClusterState;
 use ferrule::fixtures::{NODE, cluster};
 use ferrule::net::IpFamily;
-use ferrule::plan::Plan;
 use ferrule::plan::build::{DetectLocal, NodePortSetting, PlanContext, Settings, node_plan};
+use ferrule::plan::{Backend, Plan};
 
 /// Numbers of Services, each with [`ENDPOINTS`].
 const SIZES: [usize; 3] = [10, 1_000, 10_000];
@@ -52,7 +52,8 @@ fn one_service(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("compile/one-service-of-10-endpoints");
     group.bench_function("rules", |bencher| bencher.iter(|| compile::service(name, service, &style)));
     let mut changed = (**service).clone();
-    changed.cluster.first_mut().unwrap().port += 1;
+    let replaced = |(i, backend): (usize, Backend)| Backend { port: backend.port + u16::from(i == 0), ..backend };
+    changed.cluster = changed.cluster.iter().enumerate().map(replaced).collect();
     group.bench_function("difference-as-text", |bencher| {
         bencher.iter(|| {
             let changes = diff::service(name, Some((service, &style)), Some(&changed), &style, true);

@@ -11,6 +11,7 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use ferrule::backend::{ApplyError, Backend, Intact, Report, Scope};
 use ferrule::cluster::{ClusterState, Event};
 use ferrule::fixtures::{NODE, cluster};
+use ferrule::model::{Endpoint, EndpointSlice};
 use ferrule::net::IpFamily;
 use ferrule::plan::Plan;
 use ferrule::plan::build::{DetectLocal, NodePortSetting, Settings};
@@ -77,9 +78,9 @@ fn one_endpoint_replaced(criterion: &mut Criterion) {
         let (mut state, mut pipeline) = planned(services);
         let slice = cluster(services, ENDPOINTS).slices(services / 2).remove(0).model(NODE);
         let versions = ["10.255.0.1", "10.255.0.2"].map(|ip| {
-            let mut version = slice.clone();
-            version.endpoints.first_mut().unwrap().ip = ip.parse::<IpAddr>().unwrap();
-            Arc::new(version)
+            let first = Endpoint { ip: ip.parse::<IpAddr>().unwrap(), ..slice.endpoints.iter().next().unwrap() };
+            let endpoints = std::iter::once(first).chain(slice.endpoints.iter().skip(1)).collect();
+            Arc::new(EndpointSlice { endpoints, ..slice.clone() })
         });
         let mut versions = versions.iter().cycle();
         group.bench_function(BenchmarkId::from_parameter(services), |bencher| {

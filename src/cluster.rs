@@ -4,15 +4,18 @@
 //! one task, and it is the only thing that remembers objects. Losing a source changes nothing here:
 //! objects go when a source says so, or when a completed listing no longer holds them.
 
+mod shared;
 mod slices;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::model::{EndpointSlice, Kind, Node, ObjectRef, Problem, Service, ServiceName};
+use crate::model::{EndpointSlice, Hints, Kind, Node, ObjectRef, Problem, Service, ServiceName};
 use crate::net::IpFamily;
 
+use shared::Shared;
 pub use slices::{PortEndpoint, Slices, endpoints_of};
 
 /// What a source says. Closed: [`ClusterState::apply`] matches it once.
@@ -79,6 +82,9 @@ pub struct ClusterState {
     node: Option<Arc<Node>>,
     addresses: Option<Arc<[IpAddr]>>,
     listings: [Listing; 3],
+    /// Names of namespaces and ports.
+    names: Shared<str>,
+    hints: Shared<Hints>,
 }
 
 /// Namespace and name of an EndpointSlice.
@@ -182,28 +188,54 @@ impl ClusterState {
         }
     }
 
+    /// The name that is kept for a Service, equal to `name`.
+    fn kept_name(&mut self, name: &ServiceName) -> ServiceName {
+        match self.services.get_key_value(name) {
+            Some((known, _)) => known.clone(),
+            None => ServiceName::within(self.names.one(&name.namespace), &name.name),
+        }
+    }
+
     fn put_service(&mut self, service: Arc<Service>) -> Changed {
         let seen = self.listing(Kind::Service).number;
-        let name = service.name.clone();
+        let name = self.kept_name(&service.name);
         let entry = self.services.entry(name.clone()).or_default();
         entry.seen = seen;
         if entry.service.as_ref() == Some(&service) {
             return Changed::Nothing;
         }
-        entry.service = Some(service);
+        let mut service = Arc::unwrap_or_clone(service);
+        service.name = name.clone();
+        service.ports.iter_mut().for_each(|port| port.name = self.names.one(&port.name));
+        entry.service = Some(Arc::new(service));
         Changed::Service(name, Families::Both)
+    }
+
+    /// The slice as it is kept: what others have too is theirs, and its trigger time has been told of.
+    fn kept_slice(&mut self, slice: Arc<EndpointSlice>) -> EndpointSlice {
+        let mut slice = Arc::unwrap_or_clone(slice);
+        slice.service = self.kept_name(&slice.service);
+        slice.trigger_time = None;
+        slice.ports.iter_mut().for_each(|port| port.name = self.names.one(&port.name));
+        slice.endpoints = slice.endpoints.with_hints(|hints| self.hints.one(hints));
+        slice
     }
 
     fn put_slice(&mut self, slice: Arc<EndpointSlice>) -> Changed {
         let seen = self.listing(Kind::EndpointSlice).number;
+        let trigger = slice.trigger_time.as_deref().map_or(0, fingerprint);
+        let mut slice = self.kept_slice(slice);
         let owner = slice.service.clone();
         let key = (owner.namespace.clone(), slice.name.clone());
+        if let Some(((_, name), _)) = self.owners.get_key_value(&key) {
+            slice.name = name.clone();
+        }
         // The label can be changed on a live slice: it then leaves the Service it belonged to.
         let before = self.owners.insert(key, owner.clone()).filter(|before| *before != owner);
         if let Some(before) = &before {
             self.remove_slice(before, &slice.name);
         }
-        let changed = self.services.entry(owner.clone()).or_default().slices.put(slice, seen);
+        let changed = self.services.entry(owner.clone()).or_default().slices.put(slice, trigger, seen);
         match before {
             Some(before) => Changed::Services([before, owner].into()),
             None => changed.map_or(Changed::Nothing, |families| Changed::Service(owner, families)),
@@ -243,7 +275,7 @@ impl ClusterState {
             // kube-proxy goes on with the node it last saw.
             Kind::Node => Changed::Nothing,
             Kind::Service => {
-                let name = ServiceName { namespace: object.namespace.clone(), name: object.name.clone() };
+                let name = ServiceName::within(object.namespace.clone(), &object.name);
                 match self.services.get_mut(&name).and_then(|entry| entry.service.take()) {
                     None => Changed::Nothing,
                     Some(_) => {
@@ -270,7 +302,7 @@ impl ClusterState {
         match object.kind {
             Kind::Node => {}
             Kind::Service => {
-                let name = ServiceName { namespace: object.namespace.clone(), name: object.name.clone() };
+                let name = ServiceName::within(object.namespace.clone(), &object.name);
                 if let Some(entry) = self.services.get_mut(&name) {
                     entry.seen = seen;
                 }
@@ -325,6 +357,13 @@ impl ClusterState {
             self.services.remove(name);
         }
     }
+}
+
+/// Tells texts apart, almost surely.
+fn fingerprint(text: &str) -> u32 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    u32::try_from(hasher.finish() >> 32).unwrap_or_default()
 }
 
 #[cfg(test)]

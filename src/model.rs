@@ -10,27 +10,45 @@ pub mod service;
 pub mod wire;
 
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
-pub use endpoint::{Conditions, Endpoint, EndpointSlice, Hints, SlicePort};
+pub use endpoint::{Conditions, Endpoint, EndpointSlice, Endpoints, Hints, SlicePort};
 pub use node::Node;
 pub use service::{Service, ServicePort};
 
 use crate::net::Protocol;
 
-/// Namespace and name of a Service.
+/// Namespace and name of a Service. A pointer, because it is kept in many places.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ServiceName {
+pub struct ServiceName(Arc<NameParts>);
+
+/// The parts of a [`ServiceName`], which are read as its fields.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NameParts {
     /// Namespace.
     pub namespace: Arc<str>,
     /// Name within the namespace.
-    pub name: Arc<str>,
+    pub name: Box<str>,
 }
 
 impl ServiceName {
     /// A name from its two parts.
     pub fn new(namespace: &str, name: &str) -> ServiceName {
-        ServiceName { namespace: namespace.into(), name: name.into() }
+        ServiceName::within(namespace.into(), name)
+    }
+
+    /// The same, with a namespace that others share.
+    pub fn within(namespace: Arc<str>, name: &str) -> ServiceName {
+        ServiceName(Arc::new(NameParts { namespace, name: name.into() }))
+    }
+}
+
+impl Deref for ServiceName {
+    type Target = NameParts;
+
+    fn deref(&self) -> &NameParts {
+        &self.0
     }
 }
 

@@ -1,9 +1,13 @@
 //! IP families, transport protocols and the address syntax Kubernetes accepts.
 
+mod packed;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+pub use packed::PackedIps;
 
 /// An IP family. Every family has a pipeline of its own, from endpoint selection to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

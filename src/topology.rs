@@ -1,8 +1,6 @@
 //! Which endpoints of a Service port this node uses: traffic policies, terminating fallback, and
 //! zone and node hints. (kube-proxy: `CategorizeEndpoints` in `topology.go`.)
 
-use std::sync::Arc;
-
 use crate::cluster::PortEndpoint;
 
 /// What selection depends on besides the endpoints.
@@ -69,7 +67,7 @@ fn hinted(endpoints: &[PortEndpoint], policy: &Policy<'_>) -> Hinted {
     let mut any_ready = false;
     for endpoint in endpoints.iter().filter(|e| e.conditions.ready) {
         any_ready = true;
-        let (nodes, zones): (&[Arc<str>], &[Arc<str>]) = match &endpoint.hints {
+        let (nodes, zones): (&[Box<str>], &[Box<str>]) = match &endpoint.hints {
             Some(hints) => (&hints.nodes, &hints.zones),
             None => (&[], &[]),
         };

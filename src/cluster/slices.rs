@@ -5,19 +5,24 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::Families;
 use crate::model::{Conditions, EndpointSlice, Hints};
 use crate::net::{IpFamily, Protocol};
 
 /// The slices of one Service, of both families, in order of their names.
 #[derive(Debug, Default)]
-pub struct Slices(Vec<Filed>);
+pub struct Slices(SmallVec<[Filed; 1]>);
 
 #[derive(Debug)]
 struct Filed {
     slice: Arc<EndpointSlice>,
     /// Listing in which the slice was last mentioned.
     seen: u32,
+    /// Fingerprint of its trigger time: a slice that says anew when it changed has changed, though none of
+    /// its endpoints have. If two times are taken for the same, no more than a latency is not measured.
+    trigger: u32,
 }
 
 /// An endpoint of one Service port, merged from all slices.
@@ -49,21 +54,22 @@ impl Slices {
     }
 
     /// Files a slice; says which families that changes, `None` if the same was there already.
-    pub(super) fn put(&mut self, slice: Arc<EndpointSlice>, seen: u32) -> Option<Families> {
+    pub(super) fn put(&mut self, slice: EndpointSlice, trigger: u32, seen: u32) -> Option<Families> {
         let family = slice.family;
         match self.0.binary_search_by(|filed| filed.slice.name.cmp(&slice.name)) {
             Err(at) => {
-                self.0.insert(at, Filed { slice, seen });
+                self.0.insert(at, Filed { slice: Arc::new(slice), seen, trigger });
                 Some(Families::Only(family))
             }
             Ok(at) => match self.0.get_mut(at) {
                 None => None,
                 Some(filed) => {
                     filed.seen = seen;
-                    if filed.slice == slice {
+                    let same_trigger = std::mem::replace(&mut filed.trigger, trigger) == trigger;
+                    if same_trigger && *filed.slice == slice {
                         return None;
                     }
-                    let before = std::mem::replace(&mut filed.slice, slice).family;
+                    let before = std::mem::replace(&mut filed.slice, Arc::new(slice)).family;
                     // One that was deleted and made anew meanwhile may be of the other family.
                     Some(if before == family { Families::Only(family) } else { Families::Both })
                 }
@@ -110,7 +116,7 @@ pub fn endpoints_of<'a>(
     let mut merged: BTreeMap<SortKey, PortEndpoint> = BTreeMap::new();
     for slice in slices {
         for port in slice.ports.iter().filter(|p| *p.name == *port_name && p.protocol == protocol) {
-            for endpoint in &slice.endpoints {
+            for endpoint in slice.endpoints.iter() {
                 let key = SortKey::new(SocketAddr::new(endpoint.ip, port.port));
                 if endpoint.conditions.terminating && merged.contains_key(&key) {
                     continue;
@@ -122,7 +128,7 @@ pub fn endpoints_of<'a>(
                         port: port.port,
                         conditions: endpoint.conditions,
                         local: endpoint.local,
-                        hints: endpoint.hints.clone(),
+                        hints: endpoint.hints,
                     },
                 );
             }

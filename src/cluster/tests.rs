@@ -8,11 +8,11 @@ fn service(name: &str) -> Event {
     let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
     Event::Service(Arc::new(Service {
         name: ServiceName::new("ns", name),
-        cluster_ips: vec![[10, 0, 0, 1].into()],
-        ports: vec![port],
-        external_ips: Vec::new(),
-        load_balancer_ips: Vec::new(),
-        source_ranges: Vec::new(),
+        cluster_ips: [[10, 0, 0, 1].into()].into(),
+        ports: [port].into(),
+        external_ips: Box::default(),
+        load_balancer_ips: Box::default(),
+        source_ranges: Box::default(),
         external_policy_local: false,
         internal_policy_local: false,
         affinity_seconds: None,

@@ -249,7 +249,7 @@ impl Frontends {
     fn endpoints(&self, key: &Key) -> HashSet<Backend> {
         let names = self.claims.get(key).into_iter().flatten();
         let plans = names.filter_map(|name| self.ports.get(name)).flat_map(Port::plans);
-        plans.flat_map(|plan| plan.serving.iter().copied()).collect()
+        plans.flat_map(|plan| plan.serving.iter()).collect()
     }
 }
 

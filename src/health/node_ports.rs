@@ -166,7 +166,7 @@ mod tests {
 
     use super::*;
     use crate::net::Protocol;
-    use crate::plan::{HealthCheck, NodePlan, ServicePlan};
+    use crate::plan::{HealthCheck, NodePlan, Pool, ServicePlan};
 
     fn plan(addresses: NodePortAddresses, services: &[(&str, &str, u16, &[u8])]) -> Plan {
         let node = NodePlan {
@@ -179,12 +179,12 @@ mod tests {
         let service = |(service, port, node_port, here): &(&str, &str, u16, &[u8])| {
             let ready_here = here.iter().map(|n| [10, 0, 0, *n].into()).collect();
             let plan = ServicePlan {
-                frontends: Vec::new(),
-                cluster: Box::default(),
-                local: Box::default(),
+                frontends: Box::default(),
+                cluster: Pool::default(),
+                local: Pool::default(),
                 affinity_seconds: None,
                 health_check: (*node_port > 0).then_some(HealthCheck { node_port: *node_port, ready_here }),
-                serving: Box::default(),
+                serving: Pool::default(),
                 endpoints: 0,
             };
             (name(service, port), Arc::new(plan))

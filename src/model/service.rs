@@ -17,15 +17,15 @@ pub struct Service {
     /// Namespace and name.
     pub name: ServiceName,
     /// Virtual address of each family it has, at most one a family.
-    pub cluster_ips: Vec<IpAddr>,
+    pub cluster_ips: Box<[IpAddr]>,
     /// Its ports, in the order of `spec.ports`.
-    pub ports: Vec<ServicePort>,
+    pub ports: Box<[ServicePort]>,
     /// `spec.externalIPs` of both families, in order, duplicates kept.
-    pub external_ips: Vec<IpAddr>,
+    pub external_ips: Box<[IpAddr]>,
     /// Addresses of the load balancer that deliver packets with that destination (`ipMode: VIP`).
-    pub load_balancer_ips: Vec<IpAddr>,
+    pub load_balancer_ips: Box<[IpAddr]>,
     /// `spec.loadBalancerSourceRanges` of both families, in order.
-    pub source_ranges: Vec<IpNet>,
+    pub source_ranges: Box<[IpNet]>,
     /// Whether traffic to external addresses stays on this node. Already false where the
     /// Service's type has no external traffic.
     pub external_policy_local: bool,
@@ -82,11 +82,11 @@ impl Service {
         let ports = check.ports(spec);
         let service = Service {
             name,
-            cluster_ips,
-            ports,
-            external_ips,
-            load_balancer_ips,
-            source_ranges,
+            cluster_ips: cluster_ips.into(),
+            ports: ports.into(),
+            external_ips: external_ips.into(),
+            load_balancer_ips: load_balancer_ips.into(),
+            source_ranges: source_ranges.into(),
             external_policy_local,
             internal_policy_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
             affinity_seconds,
@@ -130,7 +130,7 @@ impl Check {
             self.problem(field, format!("{text:?} is not a name in Kubernetes; the object is ignored"));
             return None;
         }
-        Some(ServiceName { namespace: self.object.namespace.clone(), name: self.object.name.clone() })
+        Some(ServiceName::within(self.object.namespace.clone(), &self.object.name))
     }
 
     /// kube-proxy takes `clusterIPs[i]` where `ipFamilies[i]` names the family, and `clusterIP`

@@ -219,21 +219,25 @@ impl PlanContext {
         if let Some(node_port) = port.node_port {
             add(Listen::NodePort(node_port), None, external);
         }
+        let cluster = pool(&selected.cluster);
+        let serving = match port.protocol {
+            Protocol::Udp => {
+                let serving: Vec<_> = endpoints.iter().filter(|endpoint| endpoint.conditions.serving).collect();
+                // Mostly the same, and then shared.
+                if serving == selected.cluster { cluster.clone() } else { pool(&serving) }
+            }
+            Protocol::Tcp | Protocol::Sctp => Pool::default(),
+        };
         ServicePlan {
-            frontends,
-            cluster: pool(&selected.cluster),
+            frontends: frontends.into(),
+            cluster,
             local: pool(&selected.local),
             affinity_seconds: service.affinity_seconds,
             health_check: service
                 .health_check_node_port
                 .map(|node_port| HealthCheck { node_port, ready_here: ready_here(endpoints) }),
-            serving: match port.protocol {
-                Protocol::Udp => {
-                    pool(&endpoints.iter().filter(|endpoint| endpoint.conditions.serving).collect::<Vec<_>>())
-                }
-                Protocol::Tcp | Protocol::Sctp => Pool::default(),
-            },
-            endpoints: endpoints.len(),
+            serving,
+            endpoints: u32::try_from(endpoints.len()).unwrap_or(u32::MAX),
         }
     }
 

@@ -163,11 +163,11 @@ fn service(i: usize) -> Arc<Service> {
     let port = ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
     Arc::new(Service {
         name: ServiceName::new("ns", &format!("svc-{i}")),
-        cluster_ips: vec![[10, 0, 0, u8::try_from(i).unwrap()].into()],
-        ports: vec![port],
-        external_ips: Vec::new(),
-        load_balancer_ips: Vec::new(),
-        source_ranges: Vec::new(),
+        cluster_ips: [[10, 0, 0, u8::try_from(i).unwrap()].into()].into(),
+        ports: [port].into(),
+        external_ips: Box::default(),
+        load_balancer_ips: Box::default(),
+        source_ranges: Box::default(),
         external_policy_local: false,
         internal_policy_local: false,
         affinity_seconds: None,

@@ -151,11 +151,11 @@ pub(crate) fn service_with_slices(i: usize) -> impl Strategy<Value = (Option<Ser
 pub(crate) fn plain_service(i: usize, endpoints: u16) -> (Service, EndpointSlice) {
     let service = Service {
         name: name(i),
-        cluster_ips: ips(&[&format!("10.96.{}.{}", i / 250, i % 250 + 1)]),
-        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
-        external_ips: Vec::new(),
-        load_balancer_ips: Vec::new(),
-        source_ranges: Vec::new(),
+        cluster_ips: ips(&[&format!("10.96.{}.{}", i / 250, i % 250 + 1)]).into(),
+        ports: [ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }].into(),
+        external_ips: Box::default(),
+        load_balancer_ips: Box::default(),
+        source_ranges: Box::default(),
         external_policy_local: false,
         internal_policy_local: false,
         affinity_seconds: None,
@@ -213,7 +213,7 @@ fn service(i: usize) -> impl Strategy<Value = Service> {
             let ports = ports.into_iter().zip(node_ports);
             Service {
                 name: name(i),
-                cluster_ips,
+                cluster_ips: cluster_ips.into(),
                 ports: ports
                     .map(|((name, protocol, port), node_port)| ServicePort {
                         name: name.into(),
@@ -222,9 +222,9 @@ fn service(i: usize) -> impl Strategy<Value = Service> {
                         node_port,
                     })
                     .collect(),
-                external_ips,
-                load_balancer_ips,
-                source_ranges,
+                external_ips: external_ips.into(),
+                load_balancer_ips: load_balancer_ips.into(),
+                source_ranges: source_ranges.into(),
                 external_policy_local,
                 internal_policy_local,
                 affinity_seconds,
@@ -250,14 +250,14 @@ fn slice(i: usize, n: usize) -> impl Strategy<Value = EndpointSlice> {
                 .iter()
                 .map(|(name, protocol, port)| SlicePort { name: (*name).into(), protocol: *protocol, port: *port })
                 .collect(),
-            endpoints: endpoints.into(),
+            endpoints: endpoints.into_iter().collect(),
             trigger_time: None,
         })
     })
 }
 
 fn endpoint(family: IpFamily) -> impl Strategy<Value = Endpoint> {
-    let names = |a, b| subsequence(vec![Arc::from(a), Arc::from(b)], 0..=2);
+    let names = |a, b| subsequence(vec![Box::from(a), Box::from(b)], 0..=2).prop_map(Into::into);
     let hints = (names("z0", "z1"), names("n0", "n1")).prop_map(|(zones, nodes)| Arc::new(Hints { zones, nodes }));
     let conditions = prop_oneof![
         3 => Just((true, true, false)),

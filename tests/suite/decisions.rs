@@ -71,15 +71,11 @@ impl Case {
         let name = ServiceName::new("ns", "svc");
         let service = Service {
             name: name.clone(),
-            cluster_ips: vec![CLUSTER_IP.parse().unwrap()],
-            ports: vec![ServicePort {
-                name: "http".into(),
-                protocol: Protocol::Tcp,
-                port: 80,
-                node_port: Some(NODE_PORT),
-            }],
-            external_ips: vec![EXTERNAL_IP.parse().unwrap()],
-            load_balancer_ips: vec![LB_IP.parse().unwrap()],
+            cluster_ips: [CLUSTER_IP.parse().unwrap()].into(),
+            ports: [ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: Some(NODE_PORT) }]
+                .into(),
+            external_ips: [EXTERNAL_IP.parse().unwrap()].into(),
+            load_balancer_ips: [LB_IP.parse().unwrap()].into(),
             source_ranges: self.ranges.iter().map(|net| net.parse().unwrap()).collect(),
             external_policy_local: self.external_local,
             internal_policy_local: self.internal_local,
@@ -192,7 +188,7 @@ fn who_answers() {
 }
 
 fn hints(nodes: &[&str], zones: &[&str]) -> Hints {
-    let names = |names: &[&str]| names.iter().map(|name| Arc::from(*name)).collect();
+    let names = |names: &[&str]| names.iter().map(|name| Box::from(*name)).collect();
     Hints { nodes: names(nodes), zones: names(zones) }
 }
 

@@ -67,11 +67,11 @@ pub(crate) fn judge(plan: &Plan, world: &World, packet: &Packet, remembered: &Re
         Action::Balance { pool, masquerade } => {
             let remembered = service.affinity_seconds.and_then(|seconds| {
                 // Clients stay with their endpoint for a while; of several, the first.
-                let fresh = |backend: &&Backend| remembered.get(backend).is_some_and(|age| *age <= seconds);
-                service.pool(pool).iter().find(fresh)
+                let fresh = |backend: &Backend| remembered.get(backend).is_some_and(|age| *age <= seconds);
+                service.pool(pool).into_iter().find(fresh)
             });
-            let chosen = remembered.map_or(service.pool(pool), std::slice::from_ref);
-            balance(service, chosen, masquerade, world, packet)
+            let chosen = remembered.map_or_else(|| service.pool(pool), |backend| vec![backend]);
+            balance(service, &chosen, masquerade, world, packet)
         }
     }
 }

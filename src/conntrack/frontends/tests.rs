@@ -37,7 +37,7 @@ fn service(listen: &[Listen], serving: &[&str]) -> Arc<ServicePlan> {
         affinity_seconds: None,
         health_check: None,
         serving: serving.iter().map(|endpoint| backend(endpoint)).collect(),
-        endpoints: serving.len(),
+        endpoints: 0,
     })
 }
 
@@ -353,7 +353,7 @@ fn flows_of(plans: &BTreeMap<ServicePortName, Arc<ServicePlan>>) -> HashSet<Flow
             };
             let is_hidden = matches!(key, Key::NodePort(_)) && taken.contains(&Key::Address(destination));
             let endpoints = plan.serving.iter().filter(|_| !is_hidden);
-            flows.extend(endpoints.map(|endpoint| Flow { destination, endpoint: *endpoint }));
+            flows.extend(endpoints.map(|endpoint| Flow { destination, endpoint }));
         }
     }
     flows

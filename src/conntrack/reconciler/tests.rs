@@ -124,13 +124,13 @@ impl Rig {
         let at: SocketAddr = VIP[family].parse().unwrap();
         let listen = Listen::ClusterIp(at.ip(), at.port());
         let plan = ServicePlan {
-            frontends: vec![Frontend { listen, allow_from: None, routes: Default::default() }],
+            frontends: [Frontend { listen, allow_from: None, routes: Default::default() }].into(),
             cluster: Pool::default(),
             local: Pool::default(),
             affinity_seconds: None,
             health_check: None,
             serving: pods.iter().map(|pod| backend(POD[family][*pod])).collect(),
-            endpoints: pods.len(),
+            endpoints: 0,
         };
         self.plans[family].set(name(Protocol::Udp), Some(Arc::new(plan)));
         Scope::Services([name(Protocol::Udp)].into())

@@ -113,7 +113,7 @@ fn selectors_of_the_api() {
 #[test]
 fn defaults_of_the_api() {
     let bare = service(&service_with("  ports: [{port: 80}]\n"));
-    assert_eq!(bare.cluster_ips, ["10.0.0.1".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!(*bare.cluster_ips, ["10.0.0.1".parse::<std::net::IpAddr>().unwrap()]);
     assert_eq!((bare.ports[0].protocol.to_string().as_str(), &*bare.ports[0].name), ("TCP", ""));
     let both = service(&service_with("  clusterIPs: [10.0.0.1, 'fd00::1']\n  ports: [{port: 80}]\n"));
     assert_eq!(both.cluster_ip(IpFamily::V6), Some("fd00::1".parse().unwrap()));
@@ -121,7 +121,7 @@ fn defaults_of_the_api() {
     let only_list = service(
         &service_with("  clusterIPs: ['fd00::1']\n  ports: [{port: 80}]\n").replace("  clusterIP: 10.0.0.1\n", ""),
     );
-    assert_eq!(only_list.cluster_ips, ["fd00::1".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!(*only_list.cluster_ips, ["fd00::1".parse::<std::net::IpAddr>().unwrap()]);
     let family = service(&service_with("  ipFamilies: [IPv4]\n  ports: [{port: 80}]\n"));
     assert_eq!(family.cluster_ips, bare.cluster_ips);
     // A slice's port without a name is the unnamed port, not no port.
@@ -237,7 +237,7 @@ fn lenient_where_the_meaning_is_beyond_doubt() {
             "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: s, labels: {{kubernetes.io/service-name: w}}}}\naddressType: IPv4\nendpoints: [{{addresses: [10.0.0.1], conditions: {{ready: {ready}}}}}]\n"
         );
         match decode(text.as_bytes(), NODE).unwrap().entries[0].value.as_ref().map(super::admit::Value::event) {
-            Some(Event::EndpointSlice(slice)) => slice.endpoints[0].conditions.ready,
+            Some(Event::EndpointSlice(slice)) => slice.endpoints.iter().next().unwrap().conditions.ready,
             other => panic!("{other:?}"),
         }
     };

@@ -85,7 +85,7 @@ impl Known {
             }
             Event::Deleted(object) if object.kind == Kind::Service => {
                 let ObjectRef { namespace, name, .. } = object.clone();
-                self.services.remove(&ServiceName { namespace, name });
+                self.services.remove(&ServiceName::within(namespace, &name));
             }
             Event::Deleted(object) if object.kind == Kind::EndpointSlice => {
                 self.slices.remove(&(object.namespace.clone(), object.name.clone()));
@@ -128,7 +128,7 @@ impl Known {
         let mut endpoints: BTreeMap<String, PortEndpoint> = BTreeMap::new();
         for slice in self.slices_of(name, family) {
             for slice_port in slice.ports.iter().filter(|found| *found.name == *port && found.protocol == protocol) {
-                for Endpoint { ip, conditions, local, hints } in slice.endpoints.iter().cloned() {
+                for Endpoint { ip, conditions, local, hints } in slice.endpoints.iter() {
                     let text = SocketAddr::new(ip, slice_port.port).to_string();
                     if !conditions.terminating || !endpoints.contains_key(&text) {
                         let endpoint = PortEndpoint { ip, port: slice_port.port, conditions, local, hints };
@@ -213,11 +213,11 @@ fn service(name: ServiceName, port: u16) -> Service {
     let port = |name: &&str| ServicePort { name: (*name).into(), protocol: Protocol::Tcp, port, node_port: None };
     Service {
         name,
-        cluster_ips: vec![IpAddr::from([10, 96, 0, 1])],
+        cluster_ips: [IpAddr::from([10, 96, 0, 1])].into(),
         ports: PORTS.iter().map(port).collect(),
-        external_ips: Vec::new(),
-        load_balancer_ips: Vec::new(),
-        source_ranges: Vec::new(),
+        external_ips: Box::default(),
+        load_balancer_ips: Box::default(),
+        source_ranges: Box::default(),
         external_policy_local: false,
         internal_policy_local: false,
         affinity_seconds: None,
@@ -232,7 +232,7 @@ fn slice(seed: &mut Unstructured<'_>) -> Result<EndpointSlice> {
         let (name, protocol) = ((*seed.choose(&PORTS)?).into(), protocol(seed)?);
         Ok(SlicePort { name, protocol, port: *seed.choose(&[80, 8080, 8, u16::MAX])? })
     })?;
-    let endpoints = some(seed, 3, |seed| endpoint(seed, family))?;
+    let endpoints = some(seed, 3, |seed| endpoint(seed, family))?.into_iter().collect();
     Ok(EndpointSlice { service, name, family, ports, endpoints, trigger_time: None })
 }
 
@@ -243,7 +243,7 @@ fn endpoint(seed: &mut Unstructured<'_>, family: IpFamily) -> Result<Endpoint> {
         (true, IpFamily::V6) => IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, seed.int_in_range(1..=0x12)?]),
         (false, family) => address(seed, family)?,
     };
-    let hints = hinted.then(|| Arc::new(Hints { zones: vec!["z".into()], nodes: Vec::new() }));
+    let hints = hinted.then(|| Arc::new(Hints { zones: ["z".into()].into(), nodes: Box::default() }));
     Ok(Endpoint { ip, conditions: Conditions { ready, serving, terminating }, local, hints })
 }
 

@@ -117,7 +117,7 @@ async fn a_half_valid_object_in_a_watch() {
     assert_eq!(changed, Changed::Nothing);
     assert_eq!(follower.next().await, ("Unreadable Service t/a".to_string(), Changed::Nothing));
     let (kept, _) = follower.state.services().next().expect("the last good version");
-    assert_eq!(kept.cluster_ips, ["10.0.0.1".parse::<std::net::IpAddr>().expect("an address")]);
+    assert_eq!(*kept.cluster_ips, ["10.0.0.1".parse::<std::net::IpAddr>().expect("an address")]);
 
     let mut broken = slice("a-1", "a", "10.1.0.1");
     broken["endpoints"][0]["addresses"] = json!([1]);
