@@ -51,10 +51,10 @@ pub async fn run(connection: &Connection, node_name: &str, events: Events, begin
 /// What one line of a watch of a kind says; an error if it breaks the watch off.
 #[cfg(feature = "fixtures")]
 pub fn read_line(kind: Kind, line: &[u8], node_name: &str) -> Result<Vec<Event>, String> {
-    let line = watch::line(line).map_err(|failure| failure.to_string())?;
-    match watch::bookmark(&line) {
-        Some(_) => Ok(Vec::new()),
-        None => watch::decoded(kind, &line, node_name).map(|said| said.events).map_err(|failure| failure.to_string()),
+    match watch::said(kind, line, node_name) {
+        Ok(watch::Said::Object(decoded)) => Ok(decoded.events),
+        Ok(watch::Said::Bookmark(_)) => Ok(Vec::new()),
+        Err(failure) => Err(failure.to_string()),
     }
 }
 

@@ -86,22 +86,49 @@ struct IdentityMeta {
 /// An object that is there. `this_node` is the name by which endpoints name the node we run on.
 pub(super) fn object(kind: Kind, raw: &RawValue, this_node: &str) -> Decoded {
     let decoded = match kind {
-        Kind::Service => wire(raw).map(|object: wire::Service| {
-            let (service, problems) = Service::from_wire(&object);
-            let event = service.map(|service| Event::Service(Arc::new(service)));
-            known(kind, &object.metadata, event, problems)
-        }),
-        Kind::EndpointSlice => wire(raw).map(|object: wire::EndpointSlice| {
-            let (slice, problems) = EndpointSlice::from_wire(&object, this_node);
-            let event = slice.map(|slice| Event::EndpointSlice(Arc::new(slice)));
-            known(kind, &object.metadata, event, problems)
-        }),
-        Kind::Node => wire(raw).map(|object: wire::Node| {
-            let event = Event::Node(Arc::new(Node::from_wire(&object)));
-            known(kind, &object.metadata, Some(event), Vec::new())
-        }),
+        Kind::Service => wire(raw).map(|object| service(&object)),
+        Kind::EndpointSlice => wire(raw).map(|object| slice(&object, this_node)),
+        Kind::Node => wire(raw).map(|object| node(&object)),
     };
     decoded.unwrap_or_else(|(field, error)| unreadable(kind, raw, field, &error))
+}
+
+/// A line about an object that is there and can be read, in one go: of ten thousand lines of an initial
+/// list, that is all of them. `None` if the line is anything else.
+pub(super) fn usual_line(kind: Kind, line: &[u8], this_node: &str) -> Option<Decoded> {
+    #[derive(Deserialize)]
+    struct Usual<'a, T> {
+        #[serde(borrow, rename = "type")]
+        kind: Cow<'a, str>,
+        object: T,
+    }
+    fn present<'a, T: Deserialize<'a>>(line: &'a str) -> Option<T> {
+        let line: Usual<'_, T> = serde_json::from_str(line).ok()?;
+        matches!(&*line.kind, "ADDED" | "MODIFIED").then_some(line.object)
+    }
+    let line = std::str::from_utf8(line).ok()?;
+    match kind {
+        Kind::Service => present(line).map(|object| service(&object)),
+        Kind::EndpointSlice => present(line).map(|object| slice(&object, this_node)),
+        Kind::Node => present(line).map(|object| node(&object)),
+    }
+}
+
+fn service(object: &wire::Service<'_>) -> Decoded {
+    let (service, problems) = Service::from_wire(object);
+    let event = service.map(|service| Event::Service(Arc::new(service)));
+    known(Kind::Service, &object.metadata, event, problems)
+}
+
+fn slice(object: &wire::EndpointSlice<'_>, this_node: &str) -> Decoded {
+    let (slice, problems) = EndpointSlice::from_wire(object, this_node);
+    let event = slice.map(|slice| Event::EndpointSlice(Arc::new(slice)));
+    known(Kind::EndpointSlice, &object.metadata, event, problems)
+}
+
+fn node(object: &wire::Node<'_>) -> Decoded {
+    let event = Event::Node(Arc::new(Node::from_wire(object)));
+    known(Kind::Node, &object.metadata, Some(event), Vec::new())
 }
 
 /// An object that was deleted. Only its name matters.

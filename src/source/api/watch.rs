@@ -161,15 +161,16 @@ impl<'a> Watch<'a> {
                 }
                 return Err(Failure::Broken("the server closed the stream before the end of the initial list".into()));
             };
-            let line = self::line(line)?;
-            if let Some(bookmark) = bookmark(&line) {
-                let Some(version) = bookmark.version().filter(|_| bookmark.ends_initial_events()) else { continue };
-                self.version = Some(version);
-                self.cut_short = 0;
-                self.listed().await?;
-                return Ok(Some(lines));
+            match said(self.resource.kind, line, self.node_name)? {
+                Said::Object(decoded) => self.take(decoded).await?,
+                Said::Bookmark(bookmark) => {
+                    let Some(version) = bookmark.version().filter(|_| bookmark.ends_initial_events()) else { continue };
+                    self.version = Some(version);
+                    self.cut_short = 0;
+                    self.listed().await?;
+                    return Ok(Some(lines));
+                }
             }
-            self.take(&line).await?;
         }
     }
 
@@ -235,18 +236,16 @@ impl<'a> Watch<'a> {
                 };
             };
             self.hear();
-            let line = self::line(line)?;
-            match bookmark(&line) {
-                Some(bookmark) => self.version = bookmark.version().or(self.version.take()),
-                None => self.take(&line).await?,
+            match said(self.resource.kind, line, self.node_name)? {
+                Said::Object(decoded) => self.take(decoded).await?,
+                Said::Bookmark(bookmark) => self.version = bookmark.version().or(self.version.take()),
             }
             self.outage.over();
         }
     }
 
     /// An event other than a bookmark.
-    async fn take(&mut self, line: &Line<'_>) -> Result<(), Failure> {
-        let decoded = decoded(self.resource.kind, line, self.node_name)?;
+    async fn take(&mut self, decoded: Decoded) -> Result<(), Failure> {
         // Within an initial list the versions of objects are in no order; its end says one.
         if let (Some(_), Some(version)) = (&self.version, &decoded.version) {
             self.version = Some(version.clone());
@@ -311,22 +310,26 @@ impl<'a> Watch<'a> {
     }
 }
 
-/// A line as such.
-pub(super) fn line(line: &[u8]) -> Result<Line<'_>, Failure> {
-    serde_json::from_slice(line)
-        .map_err(|error| Failure::Nonsense(format!("a line that is no event: {error}: {}", exchange::beginning(line))))
+/// What a line of a watch says.
+pub(super) enum Said {
+    /// Something about an object.
+    Object(Decoded),
+    /// How far the watch is.
+    Bookmark(Identity),
 }
 
-/// The object of a line that only says how far the watch is.
-pub(super) fn bookmark(line: &Line<'_>) -> Option<Identity> {
-    (line.kind == "BOOKMARK").then(|| Identity::of(line.object))
-}
-
-/// What any other line says.
-pub(super) fn decoded(kind: Kind, line: &Line<'_>, node_name: &str) -> Result<Decoded, Failure> {
+/// What a line says; an error if it breaks the watch off.
+pub(super) fn said(kind: Kind, line: &[u8], node_name: &str) -> Result<Said, Failure> {
+    if let Some(decoded) = decode::usual_line(kind, line, node_name) {
+        return Ok(Said::Object(decoded));
+    }
+    let line: Line<'_> = serde_json::from_slice(line).map_err(|error| {
+        Failure::Nonsense(format!("a line that is no event: {error}: {}", exchange::beginning(line)))
+    })?;
     match &*line.kind {
-        "ADDED" | "MODIFIED" => Ok(decode::object(kind, line.object, node_name)),
-        "DELETED" => Ok(decode::deleted(kind, line.object)),
+        "BOOKMARK" => Ok(Said::Bookmark(Identity::of(line.object))),
+        "ADDED" | "MODIFIED" => Ok(Said::Object(decode::object(kind, line.object, node_name))),
+        "DELETED" => Ok(Said::Object(decode::deleted(kind, line.object))),
         "ERROR" => {
             let status: Status = serde_json::from_str(line.object.get()).unwrap_or_default();
             Err(Failure::from_event(status))
