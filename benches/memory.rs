@@ -1,5 +1,5 @@
 //! What a cluster costs in memory, stage by stage: what is kept of its objects, the Plan, what those who
-//! watch the loop remember, what the backend takes as applied; and how much more it takes meanwhile.
+//! watch the loop remember, what the backend takes as applied; and the most that each held meanwhile.
 //!
 //! Bytes are those asked of the allocator, which adds some 8 to 16 to every block.
 
