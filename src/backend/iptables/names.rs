@@ -1,7 +1,9 @@
 //! Names of chains, fixed and per Service port.
 
-use std::borrow::Cow;
-use std::fmt;
+use std::cmp::Ordering;
+use std::fmt::{self, Write as _};
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 use data_encoding::BASE32;
 use sha2::{Digest, Sha256};
@@ -32,9 +34,20 @@ pub const CANARY: ChainName = ChainName::fixed("KUBE-PROXY-CANARY");
 /// port owns is a leftover.
 pub const SERVICE_PREFIXES: [&str; 5] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-FW-", "KUBE-EXT-"];
 
-/// Name of a chain.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ChainName(Cow<'static, str>);
+/// Name of a chain. Those of the tools' own length are held without an allocation: a big cluster has a
+/// hundred thousand of them.
+#[derive(Clone)]
+pub struct ChainName(Name);
+
+/// Longest name the tools take. (iptables: `XT_EXTENSION_MAXNAMELEN`, less the final zero.)
+const LONGEST: usize = 28;
+
+#[derive(Clone)]
+enum Name {
+    Short { length: u8, bytes: [u8; LONGEST] },
+    /// Made by others.
+    Long(Arc<str>),
+}
 
 /// Names of the chains of one Service port. (kube-proxy: `servicePortPolicyClusterChain` and its
 /// like; the hash is that of `namespace/name:port` and the protocol.)
@@ -42,43 +55,99 @@ pub struct ChainName(Cow<'static, str>);
 pub struct ServiceChains {
     /// What an endpoint's hash begins with.
     seed: String,
-    hash: String,
+    hash: Hashed,
 }
+
+/// Characters of a chain name that are a hash.
+type Hashed = [u8; HASHED];
+const HASHED: usize = 16;
 
 // === impl ChainName ===
 
 impl ChainName {
-    /// A name known at compile time.
+    /// A name known at compile time, of at most 28 bytes.
+    #[allow(clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "evaluated by the compiler")]
     pub const fn fixed(name: &'static str) -> ChainName {
-        ChainName(Cow::Borrowed(name))
+        let mut bytes = [0; LONGEST];
+        let mut at = 0;
+        while at < name.len() {
+            bytes[at] = name.as_bytes()[at];
+            at += 1;
+        }
+        ChainName(Name::Short { length: name.len() as u8, bytes })
     }
 
     /// The name as text.
     pub fn as_str(&self) -> &str {
-        &self.0
+        match &self.0 {
+            Name::Short { length, bytes } => {
+                bytes.get(..usize::from(*length)).and_then(|name| str::from_utf8(name).ok()).unwrap_or_default()
+            }
+            Name::Long(name) => name,
+        }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        match &self.0 {
+            Name::Short { length, bytes } => bytes.get(..usize::from(*length)).unwrap_or_default(),
+            Name::Long(name) => name.as_bytes(),
+        }
     }
 
     /// Whether the chain belongs to some Service port, going by its name.
     pub fn is_per_service(&self) -> bool {
-        SERVICE_PREFIXES.iter().any(|prefix| self.0.starts_with(prefix))
+        SERVICE_PREFIXES.iter().any(|prefix| self.as_bytes().starts_with(prefix.as_bytes()))
     }
 }
 
 impl From<&str> for ChainName {
     fn from(name: &str) -> ChainName {
-        ChainName(Cow::Owned(name.to_owned()))
+        let mut bytes = [0; LONGEST];
+        match (bytes.get_mut(..name.len()), u8::try_from(name.len())) {
+            (Some(start), Ok(length)) => {
+                start.copy_from_slice(name.as_bytes());
+                ChainName(Name::Short { length, bytes })
+            }
+            _ => ChainName(Name::Long(name.into())),
+        }
     }
 }
 
-impl From<String> for ChainName {
-    fn from(name: String) -> ChainName {
-        ChainName(Cow::Owned(name))
+impl PartialEq for ChainName {
+    fn eq(&self, other: &ChainName) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for ChainName {}
+
+impl PartialOrd for ChainName {
+    fn partial_cmp(&self, other: &ChainName) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for ChainName {
+    fn cmp(&self, other: &ChainName) -> Ordering {
+        self.as_bytes().cmp(other.as_bytes())
+    }
+}
+
+impl Hash for ChainName {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_bytes().hash(state);
+    }
+}
+
+impl fmt::Debug for ChainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
     }
 }
 
 impl fmt::Display for ChainName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
@@ -94,35 +163,47 @@ impl ServiceChains {
 
     /// Balances over the endpoints of the whole cluster.
     pub fn cluster(&self) -> ChainName {
-        format!("KUBE-SVC-{}", self.hash).into()
+        hashed("KUBE-SVC-", &self.hash)
     }
 
     /// Balances over the endpoints on this node.
     pub fn local(&self) -> ChainName {
-        format!("KUBE-SVL-{}", self.hash).into()
+        hashed("KUBE-SVL-", &self.hash)
     }
 
     /// Takes traffic to external addresses.
     pub fn external(&self) -> ChainName {
-        format!("KUBE-EXT-{}", self.hash).into()
+        hashed("KUBE-EXT-", &self.hash)
     }
 
     /// Lets allowed sources through to [`ServiceChains::external`].
     pub fn firewall(&self) -> ChainName {
-        format!("KUBE-FW-{}", self.hash).into()
+        hashed("KUBE-FW-", &self.hash)
     }
 
     /// Translates to one endpoint.
     pub fn endpoint(&self, backend: &Backend) -> ChainName {
-        format!("KUBE-SEP-{}", hash(&format!("{}{backend}", self.seed))).into()
+        let mut text = self.seed.clone();
+        // Writing to a String does not fail.
+        let _ = write!(text, "{backend}");
+        hashed("KUBE-SEP-", &hash(&text))
     }
 }
 
 /// The first 16 characters of the base32 text of the SHA-256 of `text`.
-fn hash(text: &str) -> String {
-    let mut encoded = BASE32.encode(&Sha256::digest(text));
-    encoded.truncate(16);
-    encoded
+fn hash(text: &str) -> Hashed {
+    // Five bytes are eight characters.
+    let digest = Sha256::digest(text);
+    let mut hashed = [0; HASHED];
+    BASE32.encode_mut(digest.get(..HASHED / 8 * 5).unwrap_or_default(), &mut hashed);
+    hashed
+}
+
+fn hashed(prefix: &str, hash: &Hashed) -> ChainName {
+    let mut bytes = [0; LONGEST];
+    let parts = prefix.bytes().chain(hash.iter().copied());
+    let length = bytes.iter_mut().zip(parts).map(|(byte, part)| *byte = part).count();
+    ChainName(Name::Short { length: length.to_le_bytes()[0], bytes })
 }
 
 #[cfg(test)]
