@@ -134,7 +134,11 @@ fn services(family: Family) -> Vec<(ServiceFixture, SliceFixture)> {
         (everything(family, 3).affinity(10_800), endpoints(family, 3, 2, 2)),
         (narrow(everything(family, 4)), endpoints(family, 4, 1, 0)),
         (
-            narrow(everything(family, 5)).external_traffic_local().internal_traffic_local().affinity(1),
+            narrow(everything(family, 5))
+                .external_traffic_local()
+                .internal_traffic_local()
+                .health_checked_at(32_002)
+                .affinity(1),
             endpoints(family, 5, 2, 1),
         ),
         (everything(family, 6), endpoints(family, 6, 0, 0)),
@@ -221,9 +225,13 @@ fn what_is_written_is_read(family: Family, settings: &Settings, services: &[(Ser
     order.dedup();
     assert!(order.is_sorted(), "chain by chain");
     for (chain, rules) in &written {
-        let wanted: Vec<Option<String>> = rules.iter().cloned().map(Some).collect();
-        assert_eq!(read[chain], wanted, "{chain}: read, written");
-        assert_eq!(&empty.printed(chain), rules, "{chain}: printed, written");
+        let printed = empty.printed(chain);
+        let wanted: Vec<Option<String>> = printed.iter().cloned().map(Some).collect();
+        assert_eq!(read[chain], wanted, "{chain}: read, printed");
+        // Rules of shared chains are inserted each by itself.
+        if ChainName::from(chain.as_str()).is_per_service() {
+            assert_eq!(&printed, rules, "{chain}: printed, written");
+        }
     }
 }
 
@@ -260,11 +268,11 @@ fn everything_written_is_read_ipv6() {
 /// `SRC`, `DST` and `MASK` stand for addresses of the family.
 const CHANGES: [(&str, &[(&str, &str)]); 6] = [
     (
-        "-p tcp -m comment --comment \"default/web:http\" -m tcp -j DNAT --to-destination DST",
+        "-p tcp -m comment --comment \"default/web:http\" -m tcp -j DNAT --to-destination DST:8080",
         &[
-            ("DST", "DST --random"),
-            ("DST", "DST --persistent"),
-            ("DST", "DST --random --persistent"),
+            (":8080", ":8080 --random"),
+            (":8080", ":8080 --persistent"),
+            (":8080", ":8080 --random --persistent"),
             (":8080", ""),
             (":8080", ":8080-8081"),
             (":8080", ":8080-8090/9000"),
@@ -374,7 +382,7 @@ const CHANGES: [(&str, &[(&str, &str)]); 6] = [
 fn changed_rules_are_not_taken_for_others(family: Family) {
     let empty = Empty::new(family);
     let in_family = |text: &str| {
-        text.replace("DST", of(family, "10.128.0.5:8080|[fd00:128::5]:8080"))
+        text.replace("DST", of(family, "10.128.0.5|[fd00:128::5]"))
             .replace("SRC", of(family, "10.128.0.5|fd00:128::5"))
             .replace("MASK", of(family, "255.255.255.255|ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"))
     };
@@ -453,7 +461,7 @@ fn rules_of_nft_are_not_read() {
         "iif lo counter jump KUBE-MARK-MASQ",
         "meta mark set 0x4000",
         "counter meta mark set meta mark or 0x4000",
-        "counter dnat to 10.0.0.1:80",
+        "meta l4proto tcp counter dnat to 10.0.0.1:80",
         "numgen random mod 3 0 counter jump KUBE-MARK-MASQ",
         "fib saddr type local counter jump KUBE-MARK-MASQ",
         "ct state new counter jump KUBE-MARK-MASQ",
@@ -461,10 +469,7 @@ fn rules_of_nft_are_not_read() {
     for rule in rules {
         empty.netns.exec("nft", &["flush", "chain", "ip", "nat", SEP], "");
         empty.netns.exec("nft", &["-f", "-"], &format!("add rule ip nat {SEP} {rule}\n"));
-        let found = empty.read(SEP);
-        let plain = rule == "iifname \"eth\\*\" counter jump KUBE-MARK-MASQ";
-        let same_as_ours = plain.then(|| "-i eth* -j KUBE-MARK-MASQ".to_owned());
-        assert_eq!(found, [same_as_ours], "{rule}");
+        assert_eq!(empty.read(SEP), [None], "{rule}");
     }
 }
 
