@@ -22,6 +22,7 @@ pub mod source;
 
 pub mod command;
 pub mod http;
+pub mod netlink;
 
 pub mod backend;
 

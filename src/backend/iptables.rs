@@ -19,5 +19,6 @@ pub mod snapshot;
 
 pub mod apply;
 pub mod netlink;
+pub mod nft;
 pub mod tools;
 mod variant;

@@ -5,19 +5,15 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::ops::ControlFlow;
 
-use netlink_packet_core::{
-    DefaultNla, Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload, Nla,
-};
+use netlink_packet_core::{DefaultNla, Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, Nla};
 use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Tuple};
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
-use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 use super::Flow;
 use crate::net::IpFamily;
+use crate::netlink::{self, Connection};
 use crate::plan::Backend;
 
 /// The kernel's table of flows.
@@ -79,10 +75,6 @@ pub struct Entry {
 
 /// How often an interrupted listing is begun anew. (kube-proxy: `maxRetries`.)
 const ATTEMPTS: usize = 5;
-/// More than the kernel puts into one datagram of a dump (32 KiB).
-const BUFFER: usize = 64 * 1024;
-/// Longest wait for an answer, which the kernel gives at once if it works as it should.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// `IPCTNL_MSG_CT_GET`
 const GET: u8 = 1;
@@ -147,8 +139,8 @@ impl Table for Kernel {
             Err(error) => return Deletion { deleted: 0, error: Some(error) },
         };
         for entry in entries {
-            match connection.delete(family, entry) {
-                Ok(()) => deletion.deleted += 1,
+            match connection.exchange(delete_request(family, entry), NLM_F_REQUEST | NLM_F_ACK, |_| CONTINUE) {
+                Ok(_) => deletion.deleted += 1,
                 Err(error) if error.raw_os_error() == Some(ENOENT) => deletion.deleted += 1,
                 Err(error) => _ = deletion.error.get_or_insert(error),
             }
@@ -164,122 +156,27 @@ fn list_once(
     limit: usize,
 ) -> io::Result<Listing> {
     let mut connection = Connection::open()?;
-    connection.send(&list_request(family, filters), NLM_F_REQUEST | NLM_F_DUMP)?;
-    let mut listing = Listing { entries: Vec::new(), end: End::All };
-    loop {
-        let ended = connection.receive(|flags, payload| {
-            if flags & NLM_F_DUMP_INTR != 0 {
-                listing.end = End::Interrupted;
+    let (mut entries, mut end) = (Vec::new(), End::All);
+    let ended = connection.exchange(list_request(family, filters), NLM_F_REQUEST | NLM_F_DUMP, |message| {
+        // What cannot be read is not UDP over IP, or not for us to judge.
+        let entry = NetfilterMessage::deserialize(&message.header, message.payload).ok().and_then(Entry::of);
+        match entry.filter(|entry| wanted(&entry.flow)) {
+            Some(_) if entries.len() >= limit => {
+                end = End::Limit;
+                return ControlFlow::Break(());
             }
-            match payload {
-                NetlinkPayload::Done(done) if done.code < 0 => return Err(io::Error::from_raw_os_error(-done.code)),
-                NetlinkPayload::Done(_) => return Ok(true),
-                NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-                NetlinkPayload::InnerMessage(message) => {
-                    let entry = Entry::of(message).filter(|entry| wanted(&entry.flow));
-                    match entry {
-                        Some(_) if listing.entries.len() >= limit => {
-                            listing.end = End::Limit;
-                            return Ok(true);
-                        }
-                        entry => listing.entries.extend(entry),
-                    }
-                }
-                _ => {}
-            }
-            Ok(false)
-        })?;
-        if ended {
-            // If it is not the end of the dump, closing the socket ends it.
-            return Ok(listing);
+            entry => entries.extend(entry),
         }
+        CONTINUE
+    })?;
+    if ended == netlink::End::Interrupted {
+        end = End::Interrupted;
     }
+    // If it is not the end of the dump, closing the socket ends it.
+    Ok(Listing { entries, end })
 }
 
-/// A netlink socket.
-struct Connection {
-    socket: Socket,
-    buffer: Vec<u8>,
-    sequence: u32,
-}
-
-// === impl Connection ===
-
-impl Connection {
-    fn open() -> io::Result<Connection> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        socket.bind_auto()?;
-        socket.connect(&netlink_sys::SocketAddr::new(0, 0))?;
-        set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
-        Ok(Connection { socket, buffer: Vec::with_capacity(BUFFER), sequence: 0 })
-    }
-
-    fn send(&mut self, message: &NetfilterMessage, flags: u16) -> io::Result<()> {
-        self.sequence += 1;
-        self.socket.send(&encode(message, flags, self.sequence), 0).map(drop)
-    }
-
-    /// Reads one datagram and gives its messages to `take`, until one is the last that is waited
-    /// for; true if one was.
-    fn receive(
-        &mut self,
-        mut take: impl FnMut(u16, NetlinkPayload<NetfilterMessage>) -> io::Result<bool>,
-    ) -> io::Result<bool> {
-        self.buffer.clear();
-        let length = loop {
-            match self.socket.recv(&mut self.buffer, MSG_TRUNC) {
-                // Signals end a wait with a time limit, whoever they are for.
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                other => break other?,
-            }
-        };
-        let mut rest =
-            self.buffer.get(..length).ok_or_else(|| io::Error::other("an answer of the kernel is too long"))?;
-        while !rest.is_empty() {
-            let header = NetlinkBuffer::new_checked(rest).map_err(io::Error::other)?;
-            let (length, flags) = (header.length() as usize, header.flags());
-            let is_answer = header.sequence_number() == self.sequence;
-            // What cannot be read is not UDP over IP, or not for us to judge.
-            let message = NetlinkMessage::<NetfilterMessage>::deserialize(rest).ok();
-            if let Some(message) = message.filter(|_| is_answer)
-                && take(flags, message.payload)?
-            {
-                return Ok(true);
-            }
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        }
-        Ok(false)
-    }
-
-    fn delete(&mut self, family: IpFamily, entry: &Entry) -> io::Result<()> {
-        self.send(&delete_request(family, entry), NLM_F_REQUEST | NLM_F_ACK)?;
-        loop {
-            let answered = self.receive(|_, payload| match payload {
-                NetlinkPayload::Error(error) => match error.code {
-                    None => Ok(true),
-                    Some(_) => Err(error.to_io()),
-                },
-                _ => Ok(false),
-            })?;
-            if answered {
-                return Ok(());
-            }
-        }
-    }
-}
-
-/// `MSG_TRUNC`: tell the true length of a datagram that does not fit.
-const MSG_TRUNC: i32 = 0x20;
-
-fn encode(message: &NetfilterMessage, flags: u16, sequence: u32) -> Vec<u8> {
-    let mut header = NetlinkHeader::default();
-    (header.flags, header.sequence_number) = (flags, sequence);
-    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message.clone()));
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    bytes
-}
+const CONTINUE: ControlFlow<()> = ControlFlow::Continue(());
 
 fn message(family: IpFamily, inner: ConntrackMessage) -> NetfilterMessage {
     let family = match family {

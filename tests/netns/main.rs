@@ -57,6 +57,7 @@ macro_rules! matrix {
 
 mod acceptance;
 mod balancing;
+mod chains;
 mod cleanup;
 mod comparison_check;
 mod crash;

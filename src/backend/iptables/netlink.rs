@@ -4,15 +4,16 @@
 //! makes them where possible, and says which rules may use. (kube-proxy: `util/nfacct`; kernel:
 //! `nfnetlink_acct`.)
 
-use netlink_packet_core::{
-    DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla,
-};
+use std::io;
+use std::ops::ControlFlow;
+
+use netlink_packet_core::{DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkDeserializable, Nla};
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily, NetfilterSubsystem,
 };
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
 use super::compile::{NFACCT_INVALID_DROPPED, NFACCT_LOCALHOST_ACCEPTED};
+use crate::netlink::Connection;
 
 /// Which counters there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,36 +50,30 @@ impl Counters {
     }
 }
 
-fn ensure(name: &str) -> std::io::Result<bool> {
-    match request(GET, NLM_F_REQUEST, name)? {
-        0 => Ok(true),
-        ENOENT => {
-            let made = request(NEW, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_ACK, name)? == 0;
+fn ensure(name: &str) -> io::Result<bool> {
+    let mut connection = Connection::open()?;
+    let mut succeeds = |message_type, flags| exchange(&mut connection, message_type, flags, name).map(drop);
+    match succeeds(GET, NLM_F_REQUEST) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(ENOENT) => {
+            let made = succeeds(NEW, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_ACK).is_ok();
             // Counters know no family: the other one's pipeline may have been quicker.
-            Ok(made || request(GET, NLM_F_REQUEST, name)? == 0)
+            Ok(made || succeeds(GET, NLM_F_REQUEST).is_ok())
         }
-        _ => Ok(false),
-    }
-}
-
-/// Sends one request and returns the kernel's error number, 0 for success.
-fn request(message_type: u8, flags: u16, name: &str) -> std::io::Result<i32> {
-    let answer = exchange(message_type, flags, name)?;
-    match answer.payload {
-        NetlinkPayload::Error(error) => Ok(error.code.map_or(0, |code| -code.get())),
-        _ => Ok(0),
+        Err(_) => Ok(false),
     }
 }
 
 /// How many packets a counter has seen; `None` if there is no such counter. Blocks for a few system
 /// calls.
-pub fn packets(name: &str) -> std::io::Result<Option<u64>> {
-    let attributes = match exchange(GET, NLM_F_REQUEST, name)?.payload {
-        NetlinkPayload::InnerMessage(message) => match message.inner {
-            NetfilterMessageInner::Other { attributes, .. } => attributes,
-            _ => Vec::new(),
-        },
-        _ => Vec::new(),
+///
+/// # Errors
+///
+/// The kernel cannot be asked, or has no such counters at all.
+pub fn packets(name: &str) -> io::Result<Option<u64>> {
+    let attributes = match exchange(&mut Connection::open()?, GET, NLM_F_REQUEST, name) {
+        Err(error) if error.raw_os_error() == Some(ENOENT) => return Ok(None),
+        answer => answer?,
     };
     let value = attributes.iter().find(|attribute| attribute.kind() == PACKETS).map(|attribute| {
         let mut value = vec![0; attribute.value_len()];
@@ -88,12 +83,8 @@ pub fn packets(name: &str) -> std::io::Result<Option<u64>> {
     Ok(value.and_then(|value| Some(u64::from_be_bytes(value.try_into().ok()?))))
 }
 
-/// Sends one request and returns the kernel's answer.
-fn exchange(message_type: u8, flags: u16, name: &str) -> std::io::Result<NetlinkMessage<NetfilterMessage>> {
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-
+/// Sends one request and returns the attributes of the kernel's answer.
+fn exchange(connection: &mut Connection, message_type: u8, flags: u16, name: &str) -> io::Result<Vec<DefaultNla>> {
     let mut value = name.as_bytes().to_vec();
     value.push(0);
     let inner = NetfilterMessageInner::Other {
@@ -101,15 +92,14 @@ fn exchange(message_type: u8, flags: u16, name: &str) -> std::io::Result<Netlink
         message_type,
         attributes: vec![DefaultNla::new(NAME, value)],
     };
-    let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
-    let payload = NetlinkPayload::InnerMessage(NetfilterMessage::new(header, inner));
-    let mut message = NetlinkMessage::new(NetlinkHeader::default(), payload);
-    message.header.flags = flags;
-    message.finalize();
-    let mut buffer = vec![0; message.buffer_len()];
-    message.serialize(&mut buffer);
-    socket.send(&buffer, 0)?;
-
-    let (answer, _) = socket.recv_from_full()?;
-    NetlinkMessage::<NetfilterMessage>::deserialize(&answer).map_err(std::io::Error::other)
+    let request = NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0), inner);
+    let mut found = Vec::new();
+    connection.exchange(request, flags, |message| {
+        let message = NetfilterMessage::deserialize(&message.header, message.payload);
+        if let Ok(NetfilterMessageInner::Other { attributes, .. }) = message.map(|message| message.inner) {
+            found = attributes;
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(found)
 }

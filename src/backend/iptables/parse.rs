@@ -16,7 +16,7 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
-use super::render::{UNIT, kernel_probability};
+use super::render::{UNIT, one_in_for};
 use super::ruleset::{ConnStates, Is, Marking, Match, Rule, Target};
 use crate::net::{IpFamily, Protocol, host_net};
 use crate::plan::Backend;
@@ -450,25 +450,11 @@ fn set_mark(option: &str, text: &str) -> Option<Marking> {
     })
 }
 
-/// The number that gives this probability. From about 46,000 on several numbers share the kernel's
-/// nearest value; the smallest of them stands for all.
+/// The number that gives this probability.
 fn one_in(text: &str) -> Option<u32> {
     let decimal = |b: u8| b.is_ascii_digit() || b == b'.';
     let probability: f64 = Some(text).filter(|text| text.bytes().all(decimal))?.parse().ok()?;
-    let wanted = (probability * UNIT).round();
-    if !(1.0..=UNIT).contains(&wanted) {
-        return None;
-    }
-    // Smaller numbers have larger values: the first whose value is not above the wanted one.
-    let (mut low, mut high) = (1u32, u32::MAX);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        match kernel_probability(middle) <= wanted {
-            true => high = middle,
-            false => low = middle + 1,
-        }
-    }
-    (kernel_probability(low) == wanted).then_some(low)
+    one_in_for((probability * UNIT).round())
 }
 
 fn all_ones(family: IpFamily) -> IpAddr {

@@ -140,9 +140,27 @@ pub(super) const UNIT: f64 = (1u64 << 31) as f64;
 
 /// What the kernel keeps for one in so many, in units of 2^-31: kube-proxy writes ten decimals, the
 /// tools round that to the nearest unit and print eleven decimals of it.
-pub(super) fn kernel_probability(one_in: u32) -> f64 {
+fn kernel_probability(one_in: u32) -> f64 {
     let written = (1e10 / f64::from(one_in)).round() / 1e10;
     (written * UNIT).round()
+}
+
+/// The number for which the kernel keeps this. From about 46,000 on several numbers share a value; the
+/// smallest of them stands for all.
+pub(super) fn one_in_for(wanted: f64) -> Option<u32> {
+    if !(1.0..=UNIT).contains(&wanted) {
+        return None;
+    }
+    // Smaller numbers have larger values: the first whose value is not above the wanted one.
+    let (mut low, mut high) = (1u32, u32::MAX);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        match kernel_probability(middle) <= wanted {
+            true => high = middle,
+            false => low = middle + 1,
+        }
+    }
+    (kernel_probability(low) == wanted).then_some(low)
 }
 
 impl fmt::Display for Probability {

@@ -1,8 +1,9 @@
 //! Messages as bytes. The kernel itself is asked in the tests with network namespaces.
 
-use netlink_packet_core::NetlinkDeserializable;
+use netlink_packet_core::NetlinkHeader;
 
 use super::*;
+use crate::netlink::encode;
 
 fn bytes(hex: &str) -> Vec<u8> {
     let digits: Vec<u8> = hex.bytes().filter(u8::is_ascii_hexdigit).collect();
@@ -59,7 +60,7 @@ fn what_is_not_udp_or_not_complete_is_no_entry() {
 #[test]
 fn a_deletion_names_the_flow() {
     let entry = decode(&bytes(DNS)).unwrap();
-    let request = encode(&delete_request(IpFamily::V4, &entry), NLM_F_REQUEST | NLM_F_ACK, 7);
+    let request = encode(delete_request(IpFamily::V4, &entry), NLM_F_REQUEST | NLM_F_ACK, 7);
     let expected = bytes(
         "58 00 00 00 02 01 05 00 07 00 00 00 00 00 00 00
          02 00 00 00
@@ -73,7 +74,7 @@ fn a_deletion_names_the_flow() {
 
 #[test]
 fn a_listing_asks_for_udp_of_one_family() {
-    let request = encode(&list_request(IpFamily::V6, true), NLM_F_REQUEST | NLM_F_DUMP, 1);
+    let request = encode(list_request(IpFamily::V6, true), NLM_F_REQUEST | NLM_F_DUMP, 1);
     let expected = bytes(
         "38 00 00 00 01 01 01 03 01 00 00 00 00 00 00 00
          0a 00 00 00
@@ -81,6 +82,6 @@ fn a_listing_asks_for_udp_of_one_family() {
          14 00 19 80  08 00 01 00 08 00 00 00  08 00 02 00 00 00 00 00",
     );
     assert_eq!(request, expected);
-    let request = encode(&list_request(IpFamily::V4, false), NLM_F_REQUEST | NLM_F_DUMP, 1);
+    let request = encode(list_request(IpFamily::V4, false), NLM_F_REQUEST | NLM_F_DUMP, 1);
     assert_eq!(request, bytes("14 00 00 00 01 01 01 03 01 00 00 00 00 00 00 00 02 00 00 00"));
 }

@@ -7,8 +7,21 @@ use super::{File, assert_complaints, assert_none, repository};
 const CORE: [&str; 7] = ["net", "model", "cluster", "topology", "plan", "conntrack", "sync/pacer"];
 
 /// The files of a backend that do not either.
-const PURE_IN_BACKENDS: [&str; 10] =
-    ["applied", "names", "ruleset", "compile", "diff", "render", "restore", "snapshot", "parse", "drain"];
+const PURE_IN_BACKENDS: [&str; 13] = [
+    "applied",
+    "names",
+    "ruleset",
+    "compile",
+    "diff",
+    "render",
+    "restore",
+    "snapshot",
+    "parse",
+    "drain",
+    "nft/attributes",
+    "nft/decode",
+    "nft/extensions",
+];
 
 /// What the core does without.
 const IO: [&str; 22] = [
@@ -42,23 +55,26 @@ const POLICY: [&str; 8] = ["hint", "hints", "policy", "policies", "readiness", "
 /// The modules that parts of the line may name, where that is less than all those declared before
 /// them. What puts the parts together knows all.
 const MAY_NAME: [(&str, &[&str]); 4] = [
-    ("backend", &["net", "model", "plan", "command"]),
+    ("backend", &["net", "model", "plan", "command", "netlink"]),
     ("source", &["net", "model", "cluster"]),
     ("sync", &["net", "model", "cluster", "plan", "backend"]),
-    ("conntrack", &["net", "model", "cluster", "plan", "backend", "sync"]),
+    ("conntrack", &["net", "model", "cluster", "plan", "netlink", "backend", "sync"]),
 ];
 
 /// Modules behind the feature `fixtures`, which no build for a node has.
 const FIXTURES: [&str; 2] = ["src/fixtures", "src/command/fake"];
 
 fn is_core(file: &File) -> bool {
-    let in_backend = || {
-        let (_, within) = file.path.strip_prefix("src/backend/")?.split_once('/')?;
-        within.split(['/', '.']).next()
+    let is_pure_in_backend = || {
+        let within = file.path.strip_prefix("src/backend/").and_then(|path| Some(path.split_once('/')?.1));
+        let belongs = |stem: &&str| {
+            let rest = within.and_then(|within| within.strip_prefix(*stem));
+            rest.is_some_and(|rest| rest == ".rs" || rest.starts_with('/'))
+        };
+        PURE_IN_BACKENDS.iter().any(|stem| belongs(&stem))
     };
     !["src/conntrack/netlink.rs", "src/conntrack/reconciler.rs"].contains(&file.path.as_str())
-        && (CORE.iter().any(|module| file.belongs_to(&format!("src/{module}")))
-            || in_backend().is_some_and(|name| PURE_IN_BACKENDS.contains(&name)))
+        && (CORE.iter().any(|module| file.belongs_to(&format!("src/{module}"))) || is_pure_in_backend())
 }
 
 /// Source files of the program with their code; files that are only for tests are left out.
@@ -213,6 +229,8 @@ fn the_core_rule_can_fail() {
     );
     assert_complaints(&bad("src/backend/iptables/apply.rs", "use tokio::spawn;"), &[]);
     assert_complaints(&bad("src/backend/iptables.rs", "use tokio::spawn;"), &[]);
+    assert_complaints(&bad("src/backend/iptables/nft/decode.rs", "use netlink_sys::Socket;"), &["netlink_sys"]);
+    assert_complaints(&bad("src/backend/iptables/nft.rs", "use netlink_sys::Socket;"), &[]);
 }
 
 #[test]
