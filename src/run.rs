@@ -10,7 +10,8 @@ use tokio::sync::{mpsc, oneshot};
 use crate::backend::iptables::apply::{self, Iptables};
 use crate::backend::iptables::compile::{NFACCT_INVALID_DROPPED, NFACCT_LOCALHOST_ACCEPTED};
 use crate::backend::iptables::netlink::{self, Counters};
-use crate::backend::iptables::tools::Tools;
+use crate::backend::iptables::nft;
+use crate::backend::iptables::tools::{Tools, Variant};
 use crate::cluster::{ClusterState, Event};
 use crate::command::System;
 use crate::config::{self, Action, Api, Config, FileWatch, ProxyMode};
@@ -114,6 +115,10 @@ async fn run_iptables(config: Config, stop: impl Future<Output = ()>) -> anyhow:
             let (min, period) = (pace.min, pace.retry);
             tracing::info!(%family, tools = ?variant, mark, minSyncPeriod = ?min, syncPeriod = ?period, "iptables mode");
             let backend = Iptables::new(tools, iptables.clone(), Counters::ensure);
+            let backend = match variant {
+                Variant::Legacy => backend,
+                Variant::Nft => backend.with_chains(nft::Kernel::new(family)),
+            };
             Pipeline::new(family, settings.clone(), pace, backend)
         })
         .collect();

@@ -1,7 +1,9 @@
 //! When to sync: a state machine fed with the time.
 //!
-//! The first request after a quiet time runs at once. Two syncs never start closer than `min` after
-//! the end of the previous one; requests meanwhile are served together. After a failure it is tried
+//! The first request after a quiet time runs at once. No sync starts sooner than `min` after the end of
+//! the previous one, and if that took long, sooner than twice the time it took: writing to the kernel
+//! never takes more than a third of the time, however much changes. Requests meanwhile are served
+//! together. After a failure it is tried
 //! again by itself, first soon, then ever more rarely up to `retry`. What the kernel refused of an
 //! otherwise good sync is tried again after `retry`, then ever more rarely up to `max`. However
 //! much happens, `max` after the kernel was looked at as a whole it is time to do so again.
@@ -14,6 +16,9 @@ pub type Instant = Duration;
 
 /// How soon a failed sync is tried again the first time.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
+
+/// The pause after a sync that took long is at most that long, unless `min` is longer.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Limits of the pace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,10 +61,10 @@ pub enum Ended {
 pub struct Pacer {
     pace: Pace,
     requested: bool,
-    /// Why the sync that runs now began.
-    running: Option<Occasion>,
-    /// End of the last sync.
-    ended: Option<Instant>,
+    /// Why the sync that runs now began, and when.
+    running: Option<(Occasion, Instant)>,
+    /// Before that, no sync begins.
+    earliest: Instant,
     last: Ended,
     /// Syncs in a row that ended like the last one.
     repeated: u32,
@@ -75,7 +80,8 @@ impl Pacer {
     /// Nothing requested yet.
     pub fn new(pace: Pace) -> Pacer {
         let last = Ended::Complete;
-        Pacer { pace, requested: false, running: None, ended: None, last, repeated: 0, retry: None, audit: None }
+        let earliest = Duration::ZERO;
+        Pacer { pace, requested: false, running: None, earliest, last, repeated: 0, retry: None, audit: None }
     }
 
     /// Somebody wants a sync.
@@ -94,9 +100,8 @@ impl Pacer {
         if self.running.is_some() {
             return None;
         }
-        let earliest = self.ended.map_or(Duration::ZERO, |ended| ended + self.pace.min);
-        let requested = self.requested.then_some(earliest);
-        requested.into_iter().chain(self.retry).chain(self.audit).min().map(|due| due.max(earliest))
+        let requested = self.requested.then_some(self.earliest);
+        requested.into_iter().chain(self.retry).chain(self.audit).min().map(|due| due.max(self.earliest))
     }
 
     /// A sync begins, and serves all that is due by then.
@@ -109,14 +114,19 @@ impl Pacer {
             _ => Occasion::Retry,
         };
         self.requested = false;
-        self.running = Some(occasion);
+        self.running = Some((occasion, now));
         occasion
     }
 
     /// A sync has ended.
     pub fn end(&mut self, now: Instant, ended: Ended) {
-        let occasion = self.running.take();
-        self.ended = Some(now);
+        let (occasion, began) = self.running.take().unzip();
+        let pause = match (occasion, began) {
+            (Some(Occasion::Request), Some(began)) => (2 * now.saturating_sub(began)).min(LONGEST_PAUSE),
+            // What is about everything happens rarely.
+            _ => Duration::ZERO,
+        };
+        self.earliest = now + pause.max(self.pace.min);
         let requested = occasion == Some(Occasion::Request);
         let (same, counts) = match ended {
             // What was refused earlier has not been tried, what is refused now was not before.
@@ -188,6 +198,24 @@ mod tests {
         pacer.end(s(10), Ended::Complete);
         pacer.request();
         assert!(pacer.due().unwrap() <= s(100));
+    }
+
+    #[test]
+    fn writing_takes_a_third_of_the_time_at_most() {
+        let check = |took: Duration, pause: Duration| {
+            let mut pacer = pacer(1, 30);
+            pacer.begin(s(0));
+            pacer.end(s(60), Ended::Complete);
+            pacer.request();
+            assert_eq!(pacer.due(), Some(s(61)), "the first one took a minute, and no other does");
+            pacer.begin(s(100));
+            pacer.end(s(100) + took, Ended::Complete);
+            pacer.request();
+            assert_eq!(pacer.due(), Some(s(100) + took + pause), "after {took:?}");
+        };
+        check(Duration::from_millis(20), s(1));
+        check(Duration::from_millis(1_100), Duration::from_millis(2_200));
+        check(s(20), s(5));
     }
 
     #[test]

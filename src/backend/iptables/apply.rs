@@ -1,6 +1,7 @@
 //! Bringing the kernel to a Plan: the only part of iptables mode that does IO.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,7 +10,9 @@ use super::applied::{
 };
 use super::compile::{self, Shared, Style};
 use super::diff::{self, Changes, JUMPS};
+use super::names::ChainName;
 use super::netlink::Counters;
+use super::nft::Chains;
 use super::restore::Input;
 use super::ruleset::Table;
 use super::snapshot::Snapshot;
@@ -52,6 +55,8 @@ pub struct Iptables<R> {
     /// Looks at the kernel so far.
     looks: usize,
     applied: Applied,
+    /// How to read chains of Service ports where the programs take too long for it.
+    chains: Option<Arc<dyn Chains>>,
 }
 
 // === impl Iptables ===
@@ -66,7 +71,35 @@ impl<R: Run> Iptables<R> {
     ) -> Iptables<R> {
         let counters = Box::new(counters);
         let (counted, applied) = (Counters::default(), Applied::default());
-        Iptables { tools, settings, counters, counted, large: false, looks: 0, applied }
+        Iptables { tools, settings, counters, counted, large: false, looks: 0, applied, chains: None }
+    }
+
+    /// The same, where the nat table can be read chain by chain without the programs.
+    pub fn with_chains(self, chains: impl Chains + 'static) -> Iptables<R> {
+        Iptables { chains: Some(Arc::new(chains)), ..self }
+    }
+
+    /// Reads all chains of the nat and filter tables. The nft programs' listing takes minutes where there
+    /// are many, so that those of Service ports are read from the kernel directly, if that is possible.
+    async fn read_all(&self) -> Result<Snapshot, ApplyError> {
+        let Some(chains) = self.chains.clone() else { return self.tools.read_all().await };
+        let fixed = self.tools.read_fixed().await?;
+        let read = tokio::task::spawn_blocking(move || with_own_chains(fixed, &*chains)).await;
+        match read.unwrap_or_else(|panic| Err(panic.into())) {
+            Ok(snapshot) => Ok(snapshot),
+            Err(error) => {
+                tracing::debug!(%error, "cannot read chains over netlink; asking the iptables programs");
+                self.tools.read_all().await
+            }
+        }
+    }
+
+    async fn read_shared(&self) -> Result<Snapshot, ApplyError> {
+        match self.tools.read_shared().await? {
+            Some(snapshot) => Ok(snapshot),
+            // Then nothing there can be trusted.
+            None => self.read_all().await,
+        }
     }
 
     /// How many lines go into one restore at most. The legacy kernel swaps the whole table each
@@ -84,17 +117,17 @@ impl<R: Run> Iptables<R> {
         style(&plan.node, self.large, &self.settings, self.tools.features.random_fully, self.counted)
     }
 
-    /// Whether reading all chains costs little against writing them: with the nft tools, the time
+    /// Whether reading all chains costs little against writing them: by the nft programs, the time
     /// to list them grows faster than their number. (kube-proxy has no hourly full sync at that size.)
     fn can_audit(&self) -> bool {
-        self.tools.features.variant == Variant::Legacy || !self.large
+        self.tools.features.variant == Variant::Legacy || !self.large || self.chains.is_some()
     }
 
     /// Whether shared chains lack what they are taken to hold: then somebody else was there, and a
     /// refusal may be no fault of the Service. Chains of Service ports cannot be removed, nor all be
     /// flushed, without a trace there.
     async fn has_drifted(&self) -> Result<bool, ApplyError> {
-        let mut snapshot = self.tools.read_shared().await?;
+        let mut snapshot = self.read_shared().await?;
         if snapshot.has_chains() {
             return Ok(true);
         }
@@ -112,8 +145,8 @@ impl<R: Run> Iptables<R> {
     ) -> Result<(), Interrupted> {
         turn.snapshot = match self.applied.trust {
             Trust::Everything => None,
-            Trust::OwnChains => Some(self.tools.read_shared().await?),
-            Trust::Nothing => Some(self.tools.read_all().await?),
+            Trust::OwnChains => Some(self.read_shared().await?),
+            Trust::Nothing => Some(self.read_all().await?),
         };
         turn.has_read |= turn.snapshot.as_ref().is_some_and(Snapshot::has_chains);
         let alone: BTreeSet<&ServicePortName> = apart.iter().flatten().collect();
@@ -338,6 +371,15 @@ impl<R: Run> Backend for Iptables<R> {
         self.applied.trust = Trust::Nothing;
         Ok(Intact::No)
     }
+}
+
+/// Adds the chains of Service ports to what was read of the others. Blocks.
+fn with_own_chains(mut snapshot: Snapshot, chains: &dyn Chains) -> io::Result<Snapshot> {
+    let mut own = Vec::new();
+    chains.names(&mut |name| own.extend(Some(ChainName::from(name)).filter(ChainName::is_per_service)))?;
+    own.iter().for_each(|chain| snapshot.declare(Table::Nat, chain.clone()));
+    chains.rules(&own, &mut |chain, rule| snapshot.add_own(Table::Nat, chain.clone(), rule))?;
+    Ok(snapshot)
 }
 
 /// What the first restore into an empty kernel would be, all in one.

@@ -44,7 +44,10 @@ const LONGEST: usize = 28;
 
 #[derive(Clone)]
 enum Name {
-    Short { length: u8, bytes: [u8; LONGEST] },
+    Short {
+        length: u8,
+        bytes: [u8; LONGEST],
+    },
     /// Made by others.
     Long(Arc<str>),
 }
@@ -110,6 +113,12 @@ impl From<&str> for ChainName {
             }
             _ => ChainName(Name::Long(name.into())),
         }
+    }
+}
+
+impl From<String> for ChainName {
+    fn from(name: String) -> ChainName {
+        name.as_str().into()
     }
 }
 

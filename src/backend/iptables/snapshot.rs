@@ -24,9 +24,10 @@ pub struct Snapshot {
     table: Option<Table>,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Digest {
-    hasher: DefaultHasher,
+    /// Of the rules so far, as [`digest`] makes it.
+    rules: u64,
     claimed: bool,
 }
 
@@ -36,17 +37,19 @@ const REMEMBERED_END: usize = 256;
 
 /// Digest of a chain's rules.
 pub fn digest(rules: &[String]) -> u64 {
+    rules.iter().fold(0, |before, rule| add(before, rule))
+}
+
+/// The digest of some rules and one more.
+fn add(before: u64, rule: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
-    for rule in rules {
-        add(&mut hasher, rule);
-    }
+    hasher.write_u64(before);
+    hasher.write(rule.as_bytes());
     hasher.finish()
 }
 
-fn add(hasher: &mut DefaultHasher, rule: &str) {
-    hasher.write(rule.as_bytes());
-    hasher.write_u8(b'\n');
-}
+/// Stands for a rule that cannot be read: no rule of ours has a line end.
+const UNREADABLE: &str = "\n";
 
 // === impl Snapshot ===
 
@@ -90,7 +93,19 @@ impl Snapshot {
             *self.shared.entry(shared).or_default().entry(rule.to_owned()).or_default() += 1;
             return;
         }
-        add(&mut self.chains.entry((table, chain.into())).or_default().hasher, rule);
+        self.add_own(table, chain.into(), Some(rule));
+    }
+
+    /// Takes note of a chain of a Service port. What is read on its own has no declaration.
+    pub fn declare(&mut self, table: Table, chain: ChainName) {
+        self.chains.entry((table, chain)).or_default();
+    }
+
+    /// Takes note of the next rule of such a chain; `None` is one that cannot be read, and then the chain
+    /// holds what it should under no circumstances.
+    pub fn add_own(&mut self, table: Table, chain: ChainName, rule: Option<&str>) {
+        let digest = self.chains.entry((table, chain)).or_default();
+        digest.rules = add(digest.rules, rule.unwrap_or(UNREADABLE));
     }
 
     /// Whether all chains were read.
@@ -112,7 +127,7 @@ impl Snapshot {
     pub fn claim(&mut self, table: Table, chain: &ChainName) -> Option<u64> {
         let digest = self.chains.get_mut(&(table, chain.clone()))?;
         digest.claimed = true;
-        Some(digest.hasher.finish())
+        Some(digest.rules)
     }
 
     /// Ticks one occurrence of a rule off; false if there is none (left).

@@ -1,8 +1,10 @@
 //! The iptables programs of one family: running them, and what their answers mean.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::names;
+use super::diff::JUMPS;
+use super::names::{self, ChainName};
 use super::ruleset::Table;
 use super::snapshot::Snapshot;
 use super::variant::{choose, full_name};
@@ -19,6 +21,14 @@ const RESOURCE_PROBLEM: i32 = 4;
 const PROBES: usize = 3;
 /// The pause in between.
 const PROBE_PAUSE: Duration = Duration::from_millis(500);
+
+/// Chains of ours with rules that belong to no Service.
+const FIXED: [(Table, ChainName); 4] = [
+    (Table::Nat, names::POSTROUTING),
+    (Table::Nat, names::MARK_MASQ),
+    (Table::Filter, names::FORWARD),
+    (Table::Filter, names::FIREWALL),
+];
 
 /// The programs of one family.
 #[derive(Clone, Debug)]
@@ -194,17 +204,29 @@ impl<R: Run> Tools<R> {
         }
     }
 
-    /// Reads the shared chains.
-    pub async fn read_shared(&self) -> Result<Snapshot, ApplyError> {
+    /// Reads the shared chains; `None` if one is missing.
+    pub async fn read_shared(&self) -> Result<Option<Snapshot>, ApplyError> {
         let mut snapshot = Snapshot::new(false);
         for shared in Shared::ALL {
             snapshot.begin(shared.table());
             let chain = shared.chain();
             let listed = self.list(shared.table(), chain.as_str(), &mut |line| snapshot.line(line)).await?;
             if !listed {
-                // Then nothing there can be trusted.
-                return self.read_all().await;
+                return Ok(None);
             }
+        }
+        Ok(Some(snapshot))
+    }
+
+    /// Reads every chain of the nat and filter tables that is no Service port's own, one by one: those
+    /// of others may be many.
+    pub async fn read_fixed(&self) -> Result<Snapshot, ApplyError> {
+        let mut snapshot = Snapshot::new(true);
+        let shared = Shared::ALL.into_iter().map(|shared| (shared.table(), shared.chain()));
+        let built_in = JUMPS.iter().map(|jump| (jump.table, ChainName::from(jump.from)));
+        for (table, chain) in FIXED.into_iter().chain(shared).chain(built_in).collect::<BTreeSet<_>>() {
+            snapshot.begin(table);
+            self.list(table, chain.as_str(), &mut |line| snapshot.line(line)).await?;
         }
         Ok(snapshot)
     }
