@@ -308,8 +308,7 @@ fn nothing(path: &str, watch: bool, out: &mut Chunks) -> std::io::Result<()> {
         );
         return out.whole("200 OK", list.as_bytes());
     }
-    let resource =
-        Resource { kind, version, path: "", at: HashMap::new(), objects: Vec::new(), log: Vec::new() };
+    let resource = Resource { kind, version, path: "", at: HashMap::new(), objects: Vec::new(), log: Vec::new() };
     out.head()?;
     out.write(&resource.bookmark(1, true))?;
     out.flush()?;
@@ -330,18 +329,15 @@ struct Chunks {
 
 impl Chunks {
     fn whole(&mut self, status: &str, body: &[u8]) -> std::io::Result<()> {
-        let head = format!(
-            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
+        let head =
+            format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
         self.stream.write_all(head.as_bytes())?;
         self.stream.write_all(body)
     }
 
     fn head(&mut self) -> std::io::Result<()> {
-        self.stream.write_all(
-            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n",
-        )
+        self.stream
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
     }
 
     fn write(&mut self, text: &str) -> std::io::Result<()> {

@@ -281,10 +281,8 @@ fn slice(
     endpoints: &[(u32, IpAddr)],
 ) -> (String, Value) {
     let v4 = endpoints.first().is_none_or(|(_, ip)| ip.is_ipv4());
-    let ports: Vec<Value> = ports
-        .iter()
-        .map(|(name, protocol, port)| json!({"name": name, "protocol": protocol, "port": port}))
-        .collect();
+    let ports: Vec<Value> =
+        ports.iter().map(|(name, protocol, port)| json!({"name": name, "protocol": protocol, "port": port})).collect();
     let endpoints: Vec<Value> = endpoints
         .iter()
         .map(|(number, ip)| {

@@ -36,6 +36,7 @@ pub enum Unit {
     Seconds,
     Mebibytes,
     Number,
+    Times,
 }
 
 /// What is to be reached.
@@ -86,6 +87,7 @@ impl Unit {
             Unit::Seconds => format!("{value:.0} s"),
             Unit::Mebibytes => format!("{value:.1} MiB"),
             Unit::Number => format!("{value:.0}"),
+            Unit::Times => format!("{value:.2} x"),
         }
     }
 }
@@ -118,6 +120,7 @@ pub const FIRST_KUBERNETES: &str = "until default/kubernetes answers";
 pub const FIRST_DNS: &str = "until DNS answers";
 pub const CHANGE: &str = "event to a connection to the new endpoint, median";
 pub const CHANGE_CPU: &str = "CPU per change: the proxy itself";
+pub const CHANGE_GROWTH: &str = "the same, compared with that at the smallest size";
 pub const CHANGE_PLAN: &str = "of that, planning and comparing (its own clock)";
 pub const RESTART_CPU: &str = "CPU with the tools until all is checked";
 pub const RESTART_FAILED: &str = "connections that failed meanwhile";
@@ -130,6 +133,24 @@ pub const CHURN_CPU: &str = "CPU in total";
 pub const CHURN_LAG: &str = "lag of the last change";
 pub const WRONG: &str = "Services that do not lead to their endpoints";
 pub const ROLLING: &str = "rolling update of 1,000 endpoints: slowest step";
+
+/// Figures that come of comparing sizes: whether what one change costs depends on the cluster.
+pub fn compared(figures: &[Figure]) -> Vec<Figure> {
+    let costs = |of: &Figure| {
+        let (variant, subject) = (of.variant, of.subject);
+        figures.iter().filter(move |f| f.name == CHANGE_CPU && (f.variant, f.subject) == (variant, subject))
+    };
+    let mut all = Vec::new();
+    for figure in figures {
+        all.push(figure.clone());
+        let least = costs(figure).min_by_key(|other| other.services * other.endpoints);
+        if let Some(least) = least.filter(|least| figure.name == CHANGE_CPU && least.services < figure.services) {
+            let value = figure.value / least.value;
+            all.push(Figure { name: CHANGE_GROWTH.to_owned(), value, unit: Unit::Times, bare: None, ..figure.clone() });
+        }
+    }
+    all
+}
 
 impl Figure {
     /// What is to be reached, where anything is. Seconds, MiB or a number, as the figure itself.
@@ -144,6 +165,8 @@ impl Figure {
             CHANGE if nft => Some(Target::Value(0.06)),
             CHANGE => Some(Target::TimesBare(1.15)),
             CHANGE_PLAN => Some(Target::Value(0.001)),
+            // Equal within noise.
+            CHANGE_GROWTH => Some(Target::Value(1.5)),
             RESTART_CPU if !nft => Some(Target::Value(1.5)),
             RESTART_FAILED | WRONG => Some(Target::Value(0.0)),
             SERVED_EARLY | SERVED_LATER if nft => Some(Target::Value(0.2)),

@@ -44,12 +44,11 @@ use world::Variant;
 /// The argument by which this program starts itself.
 const ORDER: &str = "--order";
 
-/// Numbers of Services in an input of the bare nft tool, of which the best is what counts.
-const SPLITS: [usize; 3] = [100, 250, 500];
+/// Numbers of Services in an input of the bare nft tool, of which the best is what counts. The last
+/// ones are left out once they are clearly worse.
+const SPLITS: [usize; 4] = [50, 100, 250, 500];
 /// Everything in one input.
 const SINGLE: usize = usize::MAX;
-/// Beyond so many Services, one input takes the nft tool minutes.
-const SINGLE_LIMIT: usize = 1_000;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
@@ -81,7 +80,7 @@ fn main() -> ExitCode {
         figures.extend(measure(case, &options, dir.path()));
     }
     eprintln!("scale: {:.0} s", began.elapsed().as_secs_f64());
-    report::print(&figures);
+    report::print(&figures::compared(&figures));
     // How fast it is only a look at the table can tell; but it must have been measured, and the
     // rules must be right.
     let complaints = report::complaints(&cases, &figures);
@@ -107,11 +106,10 @@ fn measure(case: &Case, options: &Options, dir: &std::path::Path) -> Vec<Figure>
     };
     let mut best: Option<Bare> = None;
     if sections.contains(&figures::Section::Start) {
-        let mut splits = vec![SINGLE];
-        if variant == Variant::Nft {
-            splits.retain(|_| services <= SINGLE_LIMIT);
-            splits.extend(SPLITS);
-        }
+        let splits = match variant {
+            Variant::Legacy => vec![SINGLE],
+            Variant::Nft => SPLITS.into_iter().filter(|split| *split < services).chain([SINGLE]).collect(),
+        };
         for split in splits {
             process::await_quiet_machine(Duration::from_secs(20));
             let lines = give(&order(Subject::Ferrule, None, Some(split)), Duration::from_secs(120));
@@ -120,11 +118,18 @@ fn measure(case: &Case, options: &Options, dir: &std::path::Path) -> Vec<Figure>
             match took {
                 Some(took) => eprintln!(
                     "scale: {label}: bare tool, {name}: {:.2} s, {:.2} s of CPU, longest {:.0} ms, {} rules",
-                    took.wall, took.cpu, 1e3 * took.longest, took.rules
+                    took.wall,
+                    took.cpu,
+                    1e3 * took.longest,
+                    took.rules
                 ),
                 None => eprintln!("scale: {label}: bare tool, {name}: no result"),
             }
+            let clearly_worse = matches!((best, took), (Some(best), Some(took)) if took.wall > 1.2 * best.wall);
             best = [best, took].into_iter().flatten().min_by(|a, b| a.wall.total_cmp(&b.wall));
+            if clearly_worse {
+                break;
+            }
         }
     }
     let mut subjects = vec![Subject::Ferrule];

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::cluster::BIG;
 use crate::figures::Section;
 use crate::run::Limits;
 use crate::world::Variant;
@@ -55,8 +56,13 @@ pub struct Case {
 
 impl Options {
     pub fn read(words: impl Iterator<Item = String>) -> Result<Options, String> {
-        let limits =
-            Limits { changes: 20, churn: Duration::from_secs(60), rules: Duration::from_secs(300) };
+        let limits = Limits {
+            changes: 20,
+            churn: Duration::from_secs(60),
+            steps: BIG / 100,
+            quiet: Duration::from_secs(2),
+            rules: Duration::from_secs(300),
+        };
         let mut options = Options {
             sections: Vec::new(),
             variants: Vec::new(),
@@ -91,6 +97,8 @@ impl Options {
         if options.smoke || quick {
             options.limits.changes = if options.smoke { 2 } else { 6 };
             options.limits.churn = Duration::from_secs(if options.smoke { 2 } else { 10 });
+            options.limits.steps = if options.smoke { 2 } else { BIG / 100 };
+            options.limits.quiet = Duration::from_millis(if options.smoke { 300 } else { 1_500 });
             options.limits.rules = Duration::from_secs(60);
             if options.sizes.is_empty() {
                 options.sizes.push(if options.smoke { (100, 2) } else { (1_000, ENDPOINTS) });

@@ -55,9 +55,8 @@ impl Subject {
 
     fn program(self) -> PathBuf {
         match self {
-            Subject::Ferrule => {
-                std::env::var_os("FERRULE_BENCH_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_ferrule").into(), PathBuf::from)
-            }
+            Subject::Ferrule => std::env::var_os("FERRULE_BENCH_BINARY")
+                .map_or_else(|| env!("CARGO_BIN_EXE_ferrule").into(), PathBuf::from),
             Subject::KubeProxy => std::env::var_os("KUBE_PROXY").expect("KUBE_PROXY").into(),
         }
     }
@@ -148,7 +147,8 @@ impl Proxy {
     pub fn histogram(&self, name: &str, labels: &str) -> (f64, f64) {
         let text = metrics().unwrap_or_default();
         let total = |suffix: &str| {
-            let lines = text.lines().filter(|line| line.starts_with(&format!("{name}_{suffix}")) && line.contains(labels));
+            let lines =
+                text.lines().filter(|line| line.starts_with(&format!("{name}_{suffix}")) && line.contains(labels));
             lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
         };
         (total("sum"), total("count"))

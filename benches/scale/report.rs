@@ -34,7 +34,8 @@ pub fn print(figures: &[Figure]) {
             let shown = |value: Option<f64>| value.map_or(String::new(), |value| figure.unit.show(value));
             let other = figures.iter().find(|other| {
                 other.subject == Subject::KubeProxy
-                    && (other.variant, other.services, other.endpoints) == (figure.variant, figure.services, figure.endpoints)
+                    && (other.variant, other.services, other.endpoints)
+                        == (figure.variant, figure.services, figure.endpoints)
                     && (other.section, &other.name) == (figure.section, &figure.name)
             });
             let other = other.map(|other| other.value);
@@ -97,7 +98,10 @@ pub fn thousands(number: usize) -> String {
 fn machine() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, key: &str| {
-        text.lines().find(|line| line.starts_with(key)).and_then(|line| line.split(':').nth(1)).map(|v| v.trim().to_owned())
+        text.lines()
+            .find(|line| line.starts_with(key))
+            .and_then(|line| line.split(':').nth(1))
+            .map(|v| v.trim().to_owned())
     };
     let processor = field(&read("/proc/cpuinfo"), "model name").unwrap_or_else(|| "unknown processor".to_owned());
     let memory = field(&read("/proc/meminfo"), "MemTotal").and_then(|text| text.split(' ').next()?.parse::<f64>().ok());

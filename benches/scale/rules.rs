@@ -84,7 +84,9 @@ impl Rules {
             }
             let owner = |name: Option<&str>| name.and_then(|name| at.get(name)).copied();
             match (owner(chain(line)), owner(target(line))) {
-                (Some(index), _) if line.starts_with(':') => services[index].chains.push(chain(line).unwrap().to_owned()),
+                (Some(index), _) if line.starts_with(':') => {
+                    services[index].chains.push(chain(line).unwrap().to_owned());
+                }
                 (Some(index), _) => services[index].own.push(line.to_owned()),
                 // At the head, so that what comes after the Services' rules stays there.
                 (None, Some(index)) => services[index].shared.push(line.replacen("-A ", "-I ", 1)),
@@ -148,7 +150,8 @@ impl Rules {
         let of_service = piece.own.iter().filter(|line| chain(line).is_some_and(|name| !name.starts_with("KUBE-SEP-")));
         let service = chain(of_service.clone().next()?)?;
         let change = |add: &str, remove: &str| {
-            let swap = |line: &String| if add == new { line.replace(old, &new).replace(ip, with) } else { line.clone() };
+            let swap =
+                |line: &String| if add == new { line.replace(old, &new).replace(ip, with) } else { line.clone() };
             let mut text = format!("*nat\n:{service} - [0:0]\n:{add} - [0:0]\n:{remove} - [0:0]\n");
             of_service.clone().chain(of_old.iter().copied()).for_each(|line| writeln!(text, "{}", swap(line)).unwrap());
             text + &format!("-X {remove}\nCOMMIT\n")

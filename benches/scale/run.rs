@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::{Api, Kind};
 use crate::bare::{self, Bare};
-use crate::cluster::{BIG, BIG_IP, Cluster, DNS, KUBERNETES, cluster_ip};
+use crate::cluster::{BIG_IP, Cluster, DNS, KUBERNETES, cluster_ip};
 use crate::figures::{self, Figure, Section, Unit};
 use crate::process::{Usage, await_quiet_machine};
 use crate::proxy::{Proxy, Subject};
@@ -43,6 +43,10 @@ pub struct Limits {
     pub changes: usize,
     /// For so long Services change all the time.
     pub churn: Duration,
+    /// The pause that counts as quiet where all must be over.
+    pub quiet: Duration,
+    /// Slices of the Service that is replaced step by step meanwhile.
+    pub steps: usize,
     /// The longest wait for all rules.
     pub rules: Duration,
 }
@@ -154,7 +158,7 @@ impl Run {
         let proxy = self.proxy.as_mut().unwrap();
         let (started, done) = (proxy.started, proxy.await_rules(cluster, limit));
         let usage = proxy.sampler.usage();
-        let answers = probers.map(|prober| prober.stop());
+        let answers = probers.map(Caller::stop);
         for (name, at) in [figures::FIRST_KUBERNETES, figures::FIRST_DNS].iter().zip(answers) {
             if let Some(at) = at {
                 self.seconds(Section::Start, name, at - started, None);
@@ -200,7 +204,8 @@ impl Run {
         let (mut times, mut bare, mut own, mut tools) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut stages = [(0.0, 0.0); 2];
         let stage = |proxy: &Proxy| {
-            ["stage=\"plan\"", "stage=\"diff\""].map(|stage| proxy.histogram("ferrule_change_stage_duration_seconds", stage))
+            ["stage=\"plan\"", "stage=\"diff\""]
+                .map(|stage| proxy.histogram("ferrule_change_stage_duration_seconds", stage))
         };
         let before_stages = stage(self.proxy());
         for n in 0..self.order.limits.changes {
@@ -234,7 +239,12 @@ impl Run {
         let bare_median = median(&mut bare).map(|time| time.as_secs_f64());
         if let Some(time) = median(&mut times) {
             self.seconds(Section::Change, figures::CHANGE, time, bare_median);
-            self.seconds(Section::Change, "the same, slowest", *times.last().unwrap(), bare.last().map(Duration::as_secs_f64));
+            self.seconds(
+                Section::Change,
+                "the same, slowest",
+                *times.last().unwrap(),
+                bare.last().map(Duration::as_secs_f64),
+            );
         }
         if let Some(own) = median(&mut own) {
             self.seconds(Section::Change, figures::CHANGE_CPU, own, None);
@@ -250,11 +260,11 @@ impl Run {
     /// Services change all the time, and in the middle of it a big one is replaced step by step.
     fn churn(&mut self) {
         const RATE: u32 = 20;
-        const STEPS: usize = BIG / 100;
+        let steps = self.order.limits.steps;
         let (key, object) = Cluster::big_service();
         self.api.put(Kind::Service, key.clone(), object);
         let mut first = Vec::new();
-        for at in 0..STEPS {
+        for at in 0..steps {
             let (slice, pods) = Cluster::big_slice(at, 0);
             self.api.put(Kind::EndpointSlice, slice.name, slice.object);
             first = pods;
@@ -262,7 +272,7 @@ impl Run {
         if await_endpoint(BIG_IP, Duration::from_secs(60), |reached| first.contains(&reached)).is_none() {
             eprintln!("scale: the big Service was not served within a minute");
         }
-        self.proxy().await_quiet(Duration::from_secs(2), Duration::from_secs(60));
+        self.proxy().await_quiet(self.order.limits.quiet, Duration::from_secs(60));
         let before = self.proxy().sampler.usage();
         let length = self.order.limits.churn;
         let began = Instant::now();
@@ -272,10 +282,10 @@ impl Run {
         let rolling = thread::spawn({
             let (api, waiting) = (shared, waiting.clone());
             // Steps are spread over the middle half.
-            let (pause, begin) = (length / 2 / u32::try_from(STEPS).unwrap(), length / 4);
+            let (pause, begin) = (length / 2 / u32::try_from(steps).unwrap(), length / 4);
             move || {
                 thread::sleep(begin);
-                for at in 0..STEPS {
+                for at in 0..steps {
                     let (slice, pods) = Cluster::big_slice(at, 1);
                     let written = Instant::now();
                     api.put(Kind::EndpointSlice, slice.name, slice.object);
@@ -305,70 +315,66 @@ impl Run {
         if let Some(served) = served {
             self.seconds(Section::Churn, figures::CHURN_LAG, served - written, None);
         }
-        let mut steps = waiting.lock().unwrap().clone();
-        if let Some(middle) = median(&mut steps) {
-            self.seconds(Section::Churn, figures::ROLLING, *steps.last().unwrap(), None);
+        let mut waited = waiting.lock().unwrap().clone();
+        if let Some(middle) = median(&mut waited) {
+            self.seconds(Section::Churn, figures::ROLLING, *waited.last().unwrap(), None);
             self.seconds(Section::Churn, "rolling update: median step", middle, None);
         }
         self.note(Section::Churn, figures::WRONG, self.wrong_services() as f64, Unit::Number, None);
-        for at in 0..STEPS {
+        for at in 0..steps {
             self.api.delete(Kind::EndpointSlice, &Cluster::big_slice(at, 1).0.name);
         }
         self.api.delete(Kind::Service, &key);
-        self.proxy().await_quiet(INTERVAL * 2, Duration::from_secs(60));
+        self.proxy().await_quiet(self.order.limits.quiet, Duration::from_secs(60));
     }
 
-    /// Ends it and starts it again: once undisturbed, once while Services change.
+    /// Ends it and starts it again: once undisturbed, then while a Service changes.
     fn restart(&mut self) {
-        for disturbed in [false, true] {
+        let changes = [(500, figures::SERVED_EARLY), (2_000, figures::SERVED_LATER)];
+        for change in std::iter::once(None).chain(changes.into_iter().map(Some)) {
             if let Some(proxy) = self.proxy.take() {
                 proxy.terminate();
             }
             await_quiet_machine(Duration::from_secs(10));
             let prober = keep_calling(cluster_ip(self.cluster.services / 2));
             self.proxy = Some(Proxy::start(self.order.subject, &self.world, &self.api.url()));
-            let started = self.proxy().started;
-            if disturbed {
-                for (name, at) in [(figures::SERVED_EARLY, 500), (figures::SERVED_LATER, 2_000)] {
-                    thread::sleep((started + Duration::from_millis(at)).saturating_duration_since(Instant::now()));
-                    let service = self.dice.throw(self.cluster.services);
-                    let (slice, pod) = self.cluster.replace_one(service);
-                    let written = Instant::now();
-                    self.api.put(Kind::EndpointSlice, slice.name, slice.object);
-                    let limit = self.order.limits.rules;
-                    match await_endpoint(cluster_ip(service), limit, |reached| reached == pod) {
-                        Some(at) => self.seconds(Section::Restart, name, at - written, None),
-                        None => self.seconds(Section::Restart, name, limit, None),
-                    }
-                }
+            let (started, limit) = (self.proxy().started, self.order.limits.rules);
+            if let Some((after, name)) = change {
+                thread::sleep((started + Duration::from_millis(after)).saturating_duration_since(Instant::now()));
+                let service = self.dice.throw(self.cluster.services);
+                let (slice, pod) = self.cluster.replace_one(service);
+                let written = Instant::now();
+                self.api.put(Kind::EndpointSlice, slice.name, slice.object);
+                let served = await_endpoint(cluster_ip(service), limit, |reached| reached == pod);
+                self.seconds(Section::Restart, name, served.map_or(limit, |at| at - written), None);
             }
-            let (cluster, limit) = (&self.cluster, self.order.limits.rules);
             let proxy = self.proxy.as_mut().unwrap();
-            let done = proxy.await_rules(cluster, limit);
+            let done = proxy.await_rules(&self.cluster, limit);
             let at_done = proxy.sampler.usage();
             let Some(done) = done else {
                 self.seconds(Section::Restart, "gave up after (no figure)", started.elapsed(), None);
                 prober.stop();
                 return;
             };
-            self.proxy().await_quiet(Duration::from_secs(2), limit);
+            self.proxy().await_quiet(self.order.limits.quiet, limit);
             let at_rest = self.proxy().sampler.usage();
             let calls = prober.stop();
-            if disturbed {
-                let failed = "connections that failed while Services changed";
-                self.note(Section::Restart, failed, calls.failed as f64, Unit::Number, None);
-                self.note(Section::Restart, figures::WRONG, self.wrong_services() as f64, Unit::Number, None);
+            let (made, failed) = (calls.made as f64, calls.failed as f64);
+            if let Some((after, _)) = change {
+                let name = format!("the same with the change after {:.1} s", after as f64 / 1e3);
+                self.note(Section::Restart, &name, failed, Unit::Number, None);
                 continue;
             }
             self.seconds(Section::Restart, "until the first sync is done", done - started, None);
             self.seconds(Section::Restart, "CPU with the tools until then", at_done.own + at_done.tools, None);
             self.seconds(Section::Restart, figures::RESTART_CPU, at_rest.own + at_rest.tools, None);
             self.seconds(Section::Restart, "of that, the proxy itself", at_rest.own, None);
-            self.note(Section::Restart, "connections made meanwhile", calls.made as f64, Unit::Number, None);
-            self.note(Section::Restart, figures::RESTART_FAILED, calls.failed as f64, Unit::Number, None);
             self.mebibytes("restart: peak of the proxy", at_rest.peak);
             self.mebibytes("restart: largest program it ran", at_rest.child);
+            self.note(Section::Restart, "connections made meanwhile", made, Unit::Number, None);
+            self.note(Section::Restart, figures::RESTART_FAILED, failed, Unit::Number, None);
         }
+        self.note(Section::Restart, figures::WRONG, self.wrong_services() as f64, Unit::Number, None);
     }
 }
 

@@ -15,7 +15,7 @@ use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::cluster::{NODE, NODE_IP, PODS, POD_PORT, SERVICES};
+use crate::cluster::{NODE, NODE_IP, POD_PORT, PODS, SERVICES};
 
 /// The two kinds of iptables programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -53,7 +53,10 @@ impl Variant {
     /// The program behind all names.
     pub fn binary(self) -> Option<PathBuf> {
         let name = format!("xtables-{}-multi", self.name());
-        ["/usr/sbin", "/sbin", "/usr/local/sbin"].iter().map(|dir| Path::new(dir).join(&name)).find(|path| path.exists())
+        ["/usr/sbin", "/sbin", "/usr/local/sbin"]
+            .iter()
+            .map(|dir| Path::new(dir).join(&name))
+            .find(|path| path.exists())
     }
 }
 
@@ -101,7 +104,10 @@ impl World {
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command
-            .env("PATH", format!("{}:/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin", self.bin().display()))
+            .env(
+                "PATH",
+                format!("{}:/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin", self.bin().display()),
+            )
             .env("XTABLES_LOCKFILE", self.dir.join(format!("xtables-{}.lock", std::process::id())))
             .env_remove("RUST_LOG");
         command
