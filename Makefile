@@ -155,11 +155,14 @@ tools: ## only install what test, conformance and demo need (root)
 	needs $(COMPILER) $(KERNEL_TOOLS)
 
 .PHONY: bench
-bench: ## time plan, compile and diff with criterion
+bench: ## time its parts, and the program at scale beside the bare tools (root); ARGS=scale for that alone
 	@$(needs)
-	needs $(COMPILER)
-	cargo bench --locked --bench '*' -- $(ARGS)
-	echo 'make bench: done; criterion keeps its figures under criterion/ in the target directory'
+	needs $(COMPILER) $(KERNEL_TOOLS) setpriv=util-linux
+	if [[ ' $(ARGS) ' != *' scale '* ]]; then
+	  cargo bench --locked $(addprefix --bench ,$(basename $(notdir $(wildcard benches/*.rs)))) -- $(ARGS)
+	  echo 'make bench: criterion keeps its figures under criterion/ in the target directory'
+	fi
+	cargo bench --locked --bench scale -- $(ARGS)
 
 .PHONY: fuzz
 fuzz: ## search for inputs that break parsers or the slice merge (compiles cargo-fuzz: minutes); ARGS names targets

@@ -391,14 +391,14 @@ async fn observers_are_told_what_becomes_of_changes() {
     rig.script.lock().unwrap().takes = SECOND;
     rig.send(caused(0, 3, "one")).await;
     rig.pass(SECOND / 2).await;
-    // While it is being written: served by the next sync, after the least interval.
+    // While it is being written: served by the next sync, after twice the time that this one takes.
     rig.send(caused(0, 4, "two")).await;
     rig.send(caused(0, 5, "three")).await;
     rig.pass(10 * SECOND).await;
     let told = rig.told();
     let syncs: Vec<_> = told.iter().filter(|line| line.contains("done")).collect();
     assert_eq!(syncs[0], "Request done waited Some(0) triggers [\"one\"] services 1");
-    assert_eq!(syncs[1], "Request done waited Some(1500) triggers [\"two\", \"three\"] services 1");
+    assert_eq!(syncs[1], "Request done waited Some(2500) triggers [\"two\", \"three\"] services 1");
 }
 
 /// Latency is measured to the sync that succeeds.

@@ -1,0 +1,147 @@
+//! What is asked for on the command line.
+
+use std::time::Duration;
+
+use crate::cluster::BIG;
+use crate::figures::Section;
+use crate::run::Limits;
+use crate::world::Variant;
+
+const USAGE: &str = "usage: cargo bench --bench scale -- [WORD...] [--quick] [--dual-stack] [--test]
+
+WORDs choose what is measured; of each sort, without one: what targets are about.
+  section   start, change, churn, restart, memory
+  tools     legacy, nft
+  size      SERVICES or SERVICESxENDPOINTS, as 10000x10
+  scale     this bench and no other (for `make bench`)
+
+--quick        1,000 Services, and less of everything
+--dual-stack   Services of both families
+--test         100 Services: only whether it works";
+
+/// Endpoints of a Service where nothing else is said.
+const ENDPOINTS: usize = 10;
+
+/// What is measured by default: sizes, and of which sections.
+const CASES: [(usize, &[Section]); 4] = [
+    (100, &[Section::Change]),
+    (1_000, &[Section::Start, Section::Change, Section::Memory]),
+    (5_000, &[Section::Start, Section::Memory]),
+    (10_000, &Section::ALL),
+];
+
+/// The command line.
+#[derive(Clone, Debug)]
+pub struct Options {
+    sections: Vec<Section>,
+    variants: Vec<Variant>,
+    sizes: Vec<(usize, usize)>,
+    /// Words that mean nothing here.
+    foreign: bool,
+    pub dual_stack: bool,
+    pub smoke: bool,
+    pub limits: Limits,
+}
+
+/// One variant and one size.
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub variant: Variant,
+    pub services: usize,
+    pub endpoints: usize,
+    pub sections: Vec<Section>,
+}
+
+// === impl Options ===
+
+impl Options {
+    pub fn read(words: impl Iterator<Item = String>) -> Result<Options, String> {
+        let limits = Limits {
+            changes: 20,
+            churn: Duration::from_secs(60),
+            steps: BIG / 100,
+            quiet: Duration::from_secs(2),
+            rules: Duration::from_secs(300),
+        };
+        let mut options = Options {
+            sections: Vec::new(),
+            variants: Vec::new(),
+            sizes: Vec::new(),
+            foreign: false,
+            dual_stack: false,
+            smoke: false,
+            limits,
+        };
+        let (mut quick, mut bench) = (false, false);
+        for word in words {
+            let section = Section::ALL.into_iter().find(|section| section.name() == word);
+            let variant = Variant::BOTH.into_iter().find(|variant| variant.name() == word);
+            match word.as_str() {
+                "--bench" => bench = true,
+                "--quick" => quick = true,
+                "--dual-stack" => options.dual_stack = true,
+                "--test" => options.smoke = true,
+                "--help" | "-h" => return Err(USAGE.to_owned()),
+                "scale" => {}
+                _ if section.is_some() => options.sections.extend(section),
+                _ if variant.is_some() => options.variants.extend(variant),
+                _ if word.starts_with('-') => return Err(format!("scale: {word}?\n{USAGE}")),
+                _ => match size(&word) {
+                    Some(size) => options.sizes.push(size),
+                    None => options.foreign = true,
+                },
+            }
+        }
+        // Not run by `cargo bench`: `cargo test --benches` wants to know whether it works.
+        options.smoke |= !bench;
+        if options.smoke || quick {
+            options.limits.changes = if options.smoke { 2 } else { 6 };
+            options.limits.churn = Duration::from_secs(if options.smoke { 2 } else { 10 });
+            options.limits.steps = if options.smoke { 2 } else { BIG / 100 };
+            options.limits.quiet = Duration::from_millis(if options.smoke { 300 } else { 1_500 });
+            options.limits.rules = Duration::from_secs(60);
+            if options.sizes.is_empty() {
+                options.sizes.push(if options.smoke { (100, 2) } else { (1_000, ENDPOINTS) });
+            }
+        }
+        Ok(options)
+    }
+
+    /// What is to be measured.
+    pub fn cases(&self) -> Vec<Case> {
+        if self.foreign {
+            return Vec::new();
+        }
+        let wanted = |section: &Section| self.sections.is_empty() || self.sections.contains(section);
+        let mut cases = Vec::new();
+        for variant in Variant::BOTH {
+            if !self.variants.is_empty() && !self.variants.contains(&variant) {
+                continue;
+            }
+            if self.sizes.is_empty() {
+                for (services, sections) in CASES {
+                    let sections: Vec<Section> = sections.iter().copied().filter(wanted).collect();
+                    cases.push(Case { variant, services, endpoints: ENDPOINTS, sections });
+                }
+            }
+            for (services, endpoints) in &self.sizes {
+                let sections: Vec<Section> = Section::ALL.into_iter().filter(wanted).collect();
+                cases.push(Case { variant, services: *services, endpoints: *endpoints, sections });
+            }
+        }
+        cases.retain(|case| !case.sections.is_empty());
+        cases
+    }
+
+    /// The most that a case may take.
+    pub fn case_limit(&self) -> Duration {
+        let changes = u32::try_from(self.limits.changes).unwrap();
+        self.limits.rules * 4 + self.limits.churn * 2 + Duration::from_secs(5) * changes + Duration::from_secs(120)
+    }
+}
+
+fn size(word: &str) -> Option<(usize, usize)> {
+    let (services, endpoints) = word.split_once('x').unwrap_or((word, "10"));
+    let (services, endpoints) = (services.parse().ok()?, endpoints.parse().ok()?);
+    (services >= 2 && endpoints >= 1).then_some((services, endpoints))
+}
