@@ -183,10 +183,11 @@ fn target(line: &str) -> Option<&str> {
 
 /// Everything that a proxy is told about a cluster.
 pub fn events(cluster: &Cluster) -> Vec<Event> {
-    fn decode<T: for<'de> serde::Deserialize<'de>>(object: &Value) -> T {
+    fn decode<'a, T: serde::Deserialize<'a>>(object: &'a Value) -> T {
         T::deserialize(object).unwrap()
     }
-    let mut events = vec![Event::Node(Arc::new(Node::from_wire(&decode::<wire::Node>(&node().1))))];
+    let (_, node) = node();
+    let mut events = vec![Event::Node(Arc::new(Node::from_wire(&decode::<wire::Node>(&node))))];
     events.extend(cluster.service_objects().iter().filter_map(|(_, object)| {
         Some(Event::Service(Arc::new(Service::from_wire(&decode::<wire::Service>(object)).0?)))
     }));

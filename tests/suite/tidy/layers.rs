@@ -71,7 +71,7 @@ fn is_core(file: &File) -> bool {
             let rest = within.and_then(|within| within.strip_prefix(*stem));
             rest.is_some_and(|rest| rest == ".rs" || rest.starts_with('/'))
         };
-        PURE_IN_BACKENDS.iter().any(|stem| belongs(&stem))
+        PURE_IN_BACKENDS.iter().any(belongs)
     };
     !["src/conntrack/netlink.rs", "src/conntrack/reconciler.rs"].contains(&file.path.as_str())
         && (CORE.iter().any(|module| file.belongs_to(&format!("src/{module}"))) || is_pure_in_backend())

@@ -92,7 +92,9 @@ pub(super) fn rule(message: &[u8], family: IpFamily, chain: &str) -> Told {
 fn here(message: &[u8], family: IpFamily) -> Option<Rule> {
     let [_, table, chain, handle, expressions, compat, _position, user_data, padding] = fields(message)?;
     // That these are the right ones has been seen to.
-    (text(table)?, text(chain)?, handle?);
+    text(table)?;
+    text(chain)?;
+    handle?;
     if compat.is_some() || user_data.is_some() || padding.is_some_and(|padding| !padding.is_empty()) {
         return None;
     }
@@ -152,7 +154,8 @@ impl<'a> Reader<'a> {
             }
             (b"counter", None, false) => {
                 let [_, bytes, packets, padding] = fields(data)?;
-                (bytes?, packets?);
+                bytes?;
+                packets?;
                 self.counted = padding.is_none_or(<[u8]>::is_empty);
             }
             (b"immediate", None, true) if !self.ended => {
