@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ferrule::backend::iptables::compile::Layout;
 use ferrule::backend::iptables::names::ServiceChains;
 use ferrule::model::{
     Conditions, Endpoint, EndpointSlice, Hints, Node, Service, ServiceName, ServicePort, ServicePortName, SlicePort,
@@ -87,6 +88,18 @@ pub(crate) fn interface_addresses() -> Vec<IpAddr> {
 }
 
 // === clusters ===
+
+/// Every layout of rules.
+pub(crate) const LAYOUTS: [Layout; 4] = [
+    Layout { bucketed_services: false, compact_endpoints: false },
+    Layout { bucketed_services: true, compact_endpoints: false },
+    Layout { bucketed_services: false, compact_endpoints: true },
+    Layout { bucketed_services: true, compact_endpoints: true },
+];
+
+pub(crate) fn layout() -> impl Strategy<Value = Layout> {
+    select(LAYOUTS.to_vec())
+}
 
 /// A cluster with up to so many Services.
 pub(crate) fn input(services: usize) -> impl Strategy<Value = Input> {

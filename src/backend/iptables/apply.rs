@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::applied::{
-    Applied, Batch, IMPORTANT, Interrupted, Trust, Turn, importance, in_order, is_commented_for, refused_outside, split,
+    Applied, Batch, IMPORTANT, Interrupted, Trust, Turn, importance, in_order, is_spared, refused_outside, split,
 };
-use super::compile::{self, Shared, Style};
+use super::compile::{self, Layout, Shared, Style};
 use super::diff::{self, Changes, JUMPS};
+use super::names;
 use super::netlink::Counters;
 use super::restore::Input;
 use super::ruleset::Table;
@@ -39,6 +40,8 @@ pub struct Settings {
     pub mark: u32,
     /// Drop packets of no known connection. (kube-proxy: unless `nf_conntrack_tcp_be_liberal`.)
     pub drop_invalid: bool,
+    /// Where rules stand. The kernel must have what they need: [`Tools::recognises_own_source`].
+    pub layout: Layout,
 }
 
 /// iptables mode in one IP family.
@@ -94,14 +97,14 @@ impl<R: Run> Iptables<R> {
     /// refusal may be no fault of the Service. Chains of Service ports cannot be removed, nor all be
     /// flushed, without a trace there.
     async fn has_drifted(&self) -> Result<bool, ApplyError> {
-        let mut snapshot = self.tools.read_shared().await?;
+        let mut snapshot = self.tools.read_shared(self.settings.layout).await?;
         if snapshot.has_chains() {
             return Ok(true);
         }
-        let tail = self.applied.base.iter().flat_map(|base| &base.tail);
-        let has_tail = tail.map(ToString::to_string).all(|rule| snapshot.tick_off(Shared::NatServices, &rule));
+        let fixed = self.applied.base.iter().flat_map(|base| base.head.iter().chain(&base.tail));
+        let has_fixed = fixed.map(ToString::to_string).all(|rule| snapshot.tick_off(Shared::NatServices, &rule));
         let mut services = self.applied.services.iter();
-        Ok(!has_tail || !services.all(|(name, at)| diff::shares(name, &at.plan, &at.style, &mut snapshot)))
+        Ok(!has_fixed || !services.all(|(name, at)| diff::shares(name, &at.plan, &at.style, &mut snapshot)))
     }
 
     async fn pass(
@@ -112,14 +115,15 @@ impl<R: Run> Iptables<R> {
     ) -> Result<(), Interrupted> {
         turn.snapshot = match self.applied.trust {
             Trust::Everything => None,
-            Trust::OwnChains => Some(self.tools.read_shared().await?),
+            Trust::OwnChains => Some(self.tools.read_shared(turn.style.layout).await?),
             Trust::Nothing => Some(self.tools.read_all().await?),
         };
         turn.has_read |= turn.snapshot.as_ref().is_some_and(Snapshot::has_chains);
         let alone: BTreeSet<&ServicePortName> = apart.iter().flatten().collect();
         let mut batch = Batch::default();
         let mut began = Instant::now();
-        batch.set_base(self.applied.stage_base(turn), turn.base.clone());
+        let base = self.applied.passing_base(turn);
+        batch.set_base(self.applied.stage_base(&base, turn), base);
         for name in names.iter().filter(|name| !alone.contains(name)) {
             // The most important Services do not wait for the many others.
             let important_done = turn.snapshot.is_some() && batch.base.is_some() && importance(name) > IMPORTANT;
@@ -137,6 +141,11 @@ impl<R: Run> Iptables<R> {
             for name in group {
                 self.applied.stage(name, turn, &mut batch);
             }
+            self.write(batch, turn).await?;
+        }
+        if let Some(changes) = self.applied.stage_last_base(turn) {
+            let mut batch = Batch::default();
+            batch.set_base(changes, turn.base.clone());
             self.write(batch, turn).await?;
         }
         self.remove_leftovers(turn).await?;
@@ -190,24 +199,35 @@ impl<R: Run> Iptables<R> {
     /// each other.
     async fn remove_leftovers(&mut self, turn: &mut Turn<'_>) -> Result<(), Interrupted> {
         let Some(snapshot) = turn.snapshot.take() else { return Ok(()) };
-        // Where the previous rules are known, those are claimed, and the rest may go.
-        let unknown = self.applied.refused.keys().filter(|name| !self.applied.services.contains_key(name));
-        let spared = unknown.chain(&turn.left_alone);
-        let spared: Vec<String> = spared.map(ToString::to_string).collect();
-        let is_spared = |rule: &str| spared.iter().any(|spn| is_commented_for(rule, spn));
+        let spared = self.applied.spared(&turn.left_alone);
+        let are_spared = snapshot.left_rules().any(|(_, rule, _)| is_spared(rule, &spared));
         let limit = self.lines_per_restore();
         let mut steps: Vec<Changes> = Vec::new();
         let mut deletes = Changes::default();
-        for (shared, rule, count) in snapshot.left_rules().filter(|(_, rule, _)| !is_spared(rule)) {
+        let base = self.applied.base.as_ref().filter(|_| !are_spared);
+        // Rules that are taken out one by one are looked for one by one.
+        let goes_with_its_chain = |shared: Shared| base.is_some_and(|base| !shared.is_of(base.layout));
+        let all_fixed = base.filter(|base| base.layout.bucketed_services);
+        for (shared, rule, count) in snapshot.left_rules().filter(|(_, rule, _)| !is_spared(rule, &spared)) {
+            let rewritten = shared == Shared::NatServices && all_fixed.is_some();
+            if rewritten || goes_with_its_chain(shared) {
+                continue;
+            }
             let rule = (shared.table(), shared.chain(), rule.to_owned());
             deletes.delete.extend(std::iter::repeat_n(rule, count));
             if deletes.delete.len() >= limit {
                 steps.push(std::mem::take(&mut deletes));
             }
         }
+        if let Some(base) = all_fixed
+            && snapshot.left_rules().any(|(shared, ..)| shared == Shared::NatServices)
+        {
+            let rules = base.head.iter().chain(&base.tail).map(ToString::to_string).collect();
+            deletes.replace.push((Table::Nat, names::SERVICES, rules));
+        }
         steps.push(deletes);
         // Which chains the spared rules lead to is not known: then all stay.
-        if !snapshot.left_rules().any(|(_, rule, _)| is_spared(rule)) {
+        if !are_spared {
             let mut chains: Vec<_> = snapshot.left_chains().cloned().collect();
             chains.sort();
             let size = limit.min(chains.len().max(1));
@@ -361,5 +381,6 @@ pub fn style(node: &NodePlan, large: bool, settings: &Settings, random_fully: bo
         count_invalid: counters.invalid_dropped,
         count_localhost: counters.localhost_accepted,
         large_cluster: large,
+        layout: settings.layout,
     }
 }

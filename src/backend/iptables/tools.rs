@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use super::names;
-use super::ruleset::Table;
+use super::parse;
+use super::ruleset::{Match, Rule, Table, Target};
 use super::snapshot::Snapshot;
 use super::variant::{choose, full_name};
 use crate::backend::ApplyError;
-use crate::backend::iptables::compile::Shared;
+use crate::backend::iptables::compile::{Layout, Shared};
 use crate::command::{Command, CommandError, Output, Run};
 use crate::net::IpFamily;
 
@@ -194,10 +195,14 @@ impl<R: Run> Tools<R> {
         }
     }
 
-    /// Reads the shared chains.
-    pub async fn read_shared(&self) -> Result<Snapshot, ApplyError> {
+    /// Reads the shared chains of a layout. May read all chains instead, where that costs less.
+    pub async fn read_shared(&self, layout: Layout) -> Result<Snapshot, ApplyError> {
+        // Each listing costs the legacy program a copy of the whole table.
+        if layout.bucketed_services && self.features.variant == Variant::Legacy {
+            return self.read_all().await;
+        }
         let mut snapshot = Snapshot::new(false);
-        for shared in Shared::ALL {
+        for shared in Shared::of(layout) {
             snapshot.begin(shared.table());
             let chain = shared.chain();
             let listed = self.list(shared.table(), chain.as_str(), &mut |line| snapshot.line(line)).await?;
@@ -207,6 +212,26 @@ impl<R: Run> Tools<R> {
             }
         }
         Ok(snapshot)
+    }
+
+    /// Whether rules can recognise packets to their own source, which takes the match `bpf` of program and
+    /// kernel: asks for such a rule, which is not there. Writes nothing.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot, with the program's words.
+    pub async fn recognises_own_source(&self) -> Result<(), ApplyError> {
+        let rule = Rule::to(Target::Return).with(Match::ToItself(self.family)).to_string();
+        let asked: Vec<String> = parse::words(&rule).collect();
+        let mut args = vec!["-w", "5", "-C", "POSTROUTING", "-t", Table::Nat.as_str()];
+        args.extend(asked.iter().map(String::as_str));
+        let output = self.run.run(self.command("", &args), &mut |_| {}).await?;
+        match self.failed(&format!("{} -m bpf", self.program("")), &output) {
+            _ if output.code <= 1 => Ok(()),
+            // The program looks for the match before it waits for the lock.
+            ApplyError::Busy { .. } => Ok(()),
+            error => Err(error),
+        }
     }
 
     /// Whether the canary chain of a table is there.
