@@ -11,8 +11,8 @@ use super::flags::{Flags, Version};
 use super::go::{append_port, split_host_port};
 use super::schema::{self, KubeProxyConfiguration};
 use super::{
-    Action, Api, Config, ConfigError, Conntrack, FeatureGates, Ipvs, KUBERNETES_VERSION, Layout, Loaded, LogFormat, Logging,
-    ProxyMode, Remark, Servers, validate,
+    Action, Api, Config, ConfigError, Conntrack, FeatureGates, Ipvs, KUBERNETES_VERSION, Layout, Loaded, LogFormat,
+    Logging, ProxyMode, Remark, Servers, validate,
 };
 use crate::net::{parse_cidr, parse_ip};
 use crate::plan::build::{DetectLocal, NodePortSetting, Settings};

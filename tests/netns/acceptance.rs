@@ -55,7 +55,7 @@ fn masquerade_all_without_detector(case: Case) {
 
 /// Where rules stand makes no difference.
 fn rules_elsewhere(case: Case) {
-    check_laid_out(case, Detector::ClusterCidr, false, &[Proto::Tcp, Proto::Udp, Proto::Sctp], Layout::BOTH);
+    check_laid_out(case, Detector::ClusterCidr, false, &[Proto::Udp, Proto::Sctp], Layout::BOTH);
 }
 
 /// Who asks.

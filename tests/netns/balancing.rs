@@ -116,7 +116,9 @@ fn a_pod_reaches_itself(case: Case) {
                 comparison.holds();
                 let mut seen: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
                 for outcome in outcomes {
-                    let Outcome::Answer(answer) = outcome else { panic!("{detector:?} {layout:?} {proto:?} {to}: {outcome}") };
+                    let Outcome::Answer(answer) = outcome else {
+                        panic!("{detector:?} {layout:?} {proto:?} {to}: {outcome}")
+                    };
                     seen.entry(answer.endpoint).or_default().insert(answer.seen);
                 }
                 // Its own packets must come back as somebody else's, or it would answer itself directly.

@@ -70,9 +70,11 @@ pub(crate) fn style(plan: &Plan, mark: u32, layout: Layout) -> Style {
 
 /// Everything that is compiled from a Plan, put together. Shared chains are there even if empty.
 pub(crate) fn compile(plan: &Plan, style: &Style) -> Chains {
-    let mut chains: Chains = Shared::of(style.layout).map(|shared| ((shared.table(), shared.chain()), Vec::new())).collect();
+    let mut chains: Chains =
+        Shared::of(style.layout).map(|shared| ((shared.table(), shared.chain()), Vec::new())).collect();
     let base = compile::base(&plan.node, style);
-    for (table, chain, rules) in base.chains {
+    let (head, dispatch) = (base.head(), base.dispatch());
+    for (table, chain, rules) in base.chains.into_iter().chain(dispatch) {
         assert!(chains.insert((table, chain.clone()), rules).is_none(), "{chain} twice");
     }
     for (name, service) in plan.services() {
@@ -85,6 +87,6 @@ pub(crate) fn compile(plan: &Plan, style: &Style) -> Chains {
         }
     }
     let services = Shared::NatServices;
-    chains.entry((services.table(), services.chain())).or_default().extend(base.head.into_iter().chain(base.tail));
+    chains.entry((services.table(), services.chain())).or_default().extend(head.into_iter().chain(base.tail));
     chains
 }

@@ -101,8 +101,8 @@ impl<R: Run> Iptables<R> {
         if snapshot.has_chains() {
             return Ok(true);
         }
-        let fixed = self.applied.base.iter().flat_map(|base| base.head.iter().chain(&base.tail));
-        let has_fixed = fixed.map(ToString::to_string).all(|rule| snapshot.tick_off(Shared::NatServices, &rule));
+        let fixed = self.applied.base.iter().flat_map(|base| base.head().into_iter().chain(base.tail.iter().cloned()));
+        let has_fixed = fixed.map(|rule| rule.to_string()).all(|rule| snapshot.tick_off(Shared::NatServices, &rule));
         let mut services = self.applied.services.iter();
         Ok(!has_fixed || !services.all(|(name, at)| diff::shares(name, &at.plan, &at.style, &mut snapshot)))
     }
@@ -222,7 +222,7 @@ impl<R: Run> Iptables<R> {
         if let Some(base) = all_fixed
             && snapshot.left_rules().any(|(shared, ..)| shared == Shared::NatServices)
         {
-            let rules = base.head.iter().chain(&base.tail).map(ToString::to_string).collect();
+            let rules = base.head().iter().chain(&base.tail).map(ToString::to_string).collect();
             deletes.replace.push((Table::Nat, names::SERVICES, rules));
         }
         steps.push(deletes);

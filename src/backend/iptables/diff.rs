@@ -115,7 +115,7 @@ impl Texts {
 fn count_base(base: &BaseRules) -> RuleCount {
     let mut count = RuleCount::default();
     base.chains.iter().for_each(|(table, _, rules)| add(&mut count, *table, rules.len()));
-    add(&mut count, Table::Nat, base.head.len() + base.tail.len());
+    add(&mut count, Table::Nat, base.dispatch_rules() + base.tail.len());
     count
 }
 
@@ -225,27 +225,32 @@ pub fn shares(name: &ServicePortName, plan: &ServicePlan, style: &Style, snapsho
 /// From one base to another.
 pub fn base(old: &BaseRules, new: &BaseRules) -> Changes {
     let mut changes = Changes { holds: count_base(new), ..Changes::default() };
-    let of_one = |one: Layout, other: Layout| Shared::of(one).filter(move |shared| !shared.is_of(other));
-    let chain = |shared: Shared| (shared.table(), shared.chain());
-    changes.create.extend(of_one(new.layout, old.layout).map(chain));
     for (table, chain, rules) in &new.chains {
         if !old.chains.contains(&(*table, chain.clone(), rules.clone())) {
             changes.replace.push((*table, chain.clone(), texts(rules)));
         }
     }
     for (table, chain, _) in &old.chains {
-        match new.chains.iter().any(|(t, c, _)| (t, c) == (table, chain)) {
-            true => {}
-            false if chain.is_per_service() => changes.remove.push((*table, chain.clone())),
-            // KUBE-FIREWALL stays as it is: it is the kubelet's too, and guards what it always did.
-            false if *chain == names::FIREWALL => {}
-            false => changes.replace.push((*table, chain.clone(), Vec::new())),
+        // KUBE-FIREWALL stays as it is: it is the kubelet's too, and guards what it always did.
+        if *chain != names::FIREWALL && !new.chains.iter().any(|(t, c, _)| (t, c) == (table, chain)) {
+            changes.replace.push((*table, chain.clone(), Vec::new()));
         }
     }
-    changes.remove.extend(of_one(old.layout, new.layout).map(chain));
     let services = |rule: &Rule| (Table::Nat, names::SERVICES, rule.to_string());
-    changes.insert.extend(new.head.iter().filter(|rule| !old.head.contains(rule)).map(services));
-    changes.delete.extend(old.head.iter().filter(|rule| !new.head.contains(rule)).map(services));
+    if old.layout != new.layout {
+        let of_one = |one: Layout, other: Layout| Shared::of(one).filter(move |shared| !shared.is_of(other));
+        let chain = |shared: Shared| (shared.table(), shared.chain());
+        changes.create.extend(of_one(new.layout, old.layout).map(chain));
+        changes.remove.extend(of_one(old.layout, new.layout).map(chain));
+        let (before, now) = (old.dispatch(), new.dispatch());
+        let of_old = before.iter().filter(|chain| !now.contains(chain));
+        changes.remove.extend(of_old.map(|(table, chain, _)| (*table, chain.clone())));
+        let of_new = now.iter().filter(|chain| !before.contains(chain));
+        changes.replace.extend(of_new.map(|(table, chain, rules)| (*table, chain.clone(), texts(rules))));
+        let (before, now) = (old.head(), new.head());
+        changes.insert.extend(now.iter().filter(|rule| !before.contains(rule)).map(services));
+        changes.delete.extend(before.iter().filter(|rule| !now.contains(rule)).map(services));
+    }
     changes.append.extend(new.tail.iter().filter(|rule| !old.tail.contains(rule)).map(services));
     changes.delete.extend(old.tail.iter().filter(|rule| !new.tail.contains(rule)).map(services));
     changes
@@ -267,7 +272,7 @@ pub fn base_from_snapshot(new: &BaseRules, snapshot: &mut Snapshot) -> Changes {
             changes.create.push((table, chain));
         }
     }
-    for (table, chain, rules) in &new.chains {
+    for (table, chain, rules) in new.chains.iter().chain(&new.dispatch()) {
         let rules = texts(rules);
         if snapshot.claim(*table, chain) != Some(digest(&rules)) {
             changes.replace.push((*table, chain.clone(), rules));
@@ -297,7 +302,7 @@ pub fn base_from_snapshot(new: &BaseRules, snapshot: &mut Snapshot) -> Changes {
 }
 
 fn insert_missing_head(changes: &mut Changes, new: &BaseRules, snapshot: &mut Snapshot) {
-    let rules = new.head.iter().map(ToString::to_string);
+    let rules = new.head().into_iter().map(|rule| rule.to_string());
     let missing = rules.filter(|rule| !snapshot.tick_off(Shared::NatServices, rule));
     changes.insert.extend(missing.map(|rule| (Table::Nat, names::SERVICES, rule)));
 }

@@ -169,8 +169,8 @@ impl Snapshot {
     /// Chains of Service ports, or for their dispatch, that nobody claimed. None if not all chains were read.
     pub fn left_chains(&self) -> impl Iterator<Item = &ChainName> {
         let chains = self.chains.iter().filter(|_| self.complete);
-        let left = chains
-            .filter(|((table, chain), digest)| *table == Table::Nat && chain.is_per_service() && !digest.claimed);
+        let left =
+            chains.filter(|((table, chain), digest)| *table == Table::Nat && chain.is_per_service() && !digest.claimed);
         left.map(|((_, chain), _)| chain)
     }
 }

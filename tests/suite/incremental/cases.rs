@@ -264,7 +264,7 @@ fn about_a_thousand_endpoints() {
     });
 }
 
-/// Chains that a restore declares, and what it does to them: one line each.
+/// The lines given to restores since the last look.
 fn sent(rig: &Rig) -> Vec<String> {
     let calls = rig.kernel.take_calls();
     let texts = calls.iter().map(|call| String::from_utf8_lossy(&call.command.stdin).into_owned());
@@ -279,8 +279,8 @@ fn what_a_change_sends_does_not_grow_with_the_cluster() {
     for (variant, layout) in VARIANTS.into_iter().flat_map(|variant| clusters::LAYOUTS.map(|of| (variant, of))) {
         let of_size = |services: usize| {
             runtime().block_on(async {
-                let (.., node, _) = usual(variant);
-                let mut rig = Rig::after((variant, IpFamily::V4, usual(variant).2, node, layout), &[]).await;
+                let (.., settings, node, _) = usual(variant);
+                let mut rig = Rig::after((variant, IpFamily::V4, settings, node, layout), &[]).await;
                 (0..services).for_each(|i| rig.put_plain(i, 3));
                 rig.sync().await.unwrap();
                 rig.kernel.take_calls();
@@ -297,8 +297,8 @@ fn what_a_change_sends_does_not_grow_with_the_cluster() {
         let small = of_size(5);
         assert_eq!(small, of_size(300), "{variant:?} {layout:?}");
         let declared = |lines: &[String]| lines.iter().filter(|line| line.starts_with(':')).count();
-        // With chains: the Service's chain and those of its endpoints.
-        let chains = if layout.compact_endpoints { [1, 1, 1] } else { [2, 4, 4] };
+        // The Service's chain, and those of one new endpoint, of all four, of three.
+        let chains = if layout.compact_endpoints { [1, 1, 1] } else { [2, 5, 4] };
         assert_eq!([0, 1, 2].map(|at| declared(&small[at])), chains, "{layout:?}: {small:#?}");
     }
 }

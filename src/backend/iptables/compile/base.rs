@@ -8,18 +8,50 @@ use crate::backend::iptables::ruleset::{ConnStates, Is, Marking, Match, Rule, Ta
 use crate::net::{IpFamily, host_net};
 use crate::plan::{NodePlan, NodePortAddresses};
 
+/// Hexadecimal digits.
+const DIGITS: std::ops::Range<u8> = 0..16;
+
 /// The rules that belong to no Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseRules {
+    /// Their IP family.
+    pub family: IpFamily,
     /// The layout they serve.
     pub layout: Layout,
-    /// Chains whose whole content is fixed.
+    /// Chains whose whole content is fixed, but for those that follow from the layout:
+    /// [`BaseRules::dispatch`].
     pub chains: Vec<(Table, ChainName, Vec<Rule>)>,
-    /// Rules that lead from nat KUBE-SERVICES to the buckets of addresses. In any order, but before `tail`.
-    pub head: Vec<Rule>,
     /// Rules that lead from node addresses to node ports: the last ones of nat KUBE-SERVICES,
     /// because any Service address must be tried before.
     pub tail: Vec<Rule>,
+}
+
+// === impl BaseRules ===
+
+impl BaseRules {
+    /// Rules that lead from nat KUBE-SERVICES to [`BaseRules::dispatch`]. In any order, but before the tail.
+    pub fn head(&self) -> Vec<Rule> {
+        let lead = |digit| {
+            let (value, mask) = (last_byte(self.family, digit), last_byte(self.family, 0x0f));
+            Rule::jump(names::addresses_by_digit(digit)).sent_to_bits(value, mask)
+        };
+        DIGITS.filter(|_| self.layout.bucketed_services).map(lead).collect()
+    }
+
+    /// The chains that lead to the buckets of addresses. Each time made anew: they never change.
+    pub fn dispatch(&self) -> Vec<(Table, ChainName, Vec<Rule>)> {
+        let lead = |low: u8, high: u8| {
+            let (value, mask) = (last_byte(self.family, high << 4), last_byte(self.family, 0xf0));
+            Rule::jump(names::addresses_by_byte(high << 4 | low)).sent_to_bits(value, mask)
+        };
+        let chain = |low| (Table::Nat, names::addresses_by_digit(low), DIGITS.map(|high| lead(low, high)).collect());
+        DIGITS.filter(|_| self.layout.bucketed_services).map(chain).collect()
+    }
+
+    /// How many rules [`BaseRules::head`] and [`BaseRules::dispatch`] have.
+    pub fn dispatch_rules(&self) -> usize {
+        if self.layout.bucketed_services { 16 + 16 * 16 } else { 0 }
+    }
 }
 
 /// Compiles what belongs to no Service.
@@ -44,9 +76,8 @@ pub fn base(node: &NodePlan, style: &Style) -> BaseRules {
     if style.layout.compact_endpoints {
         // What goes back to the endpoint it came from. It gets its mark only here, so that forwarding
         // cannot see it: that recognises such packets itself, and only first ones come so far.
-        let back = |rule: Rule| {
-            rule.with(Match::ConnState(Is::so(ConnStates::DNAT))).with(Match::ToItself(style.family))
-        };
+        let back =
+            |rule: Rule| rule.with(Match::ConnState(Is::so(ConnStates::DNAT))).with(Match::ToItself(style.family));
         postrouting.push(back(Rule::jump(names::MARK_MASQ)).comment("kubernetes service traffic to its own source"));
         forward.push(back(Rule::to(Target::Accept)).comment(jump_comment));
     }
@@ -72,19 +103,7 @@ pub fn base(node: &NodePlan, style: &Style) -> BaseRules {
             .with(Match::ConnState(Is::not_so(answered)));
         chains.push((Table::Filter, names::FIREWALL, vec![rule]));
     }
-    let mut head = Vec::new();
-    if style.layout.bucketed_services {
-        for low in 0..16 {
-            let half = names::addresses_by_digit(low);
-            head.push(Rule::jump(half.clone()).sent_to_bits(last_byte(style.family, low), last_byte(style.family, 0x0f)));
-            let bucket = |high: u8| {
-                let (value, mask) = (last_byte(style.family, high << 4), last_byte(style.family, 0xf0));
-                Rule::jump(names::addresses_by_byte(high << 4 | low)).sent_to_bits(value, mask)
-            };
-            chains.push((Table::Nat, half, (0..16).map(bucket).collect()));
-        }
-    }
-    BaseRules { layout: style.layout, chains, head, tail: tail(node, style) }
+    BaseRules { family: style.family, layout: style.layout, chains, tail: tail(node, style) }
 }
 
 /// An address of which only the last byte is not zero.

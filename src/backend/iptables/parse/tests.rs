@@ -177,7 +177,8 @@ fn network(family: IpFamily) -> impl Strategy<Value = IpNet> {
 }
 
 fn addresses(family: IpFamily) -> impl Strategy<Value = Addresses> {
-    let under_mask = (address(family), address(family)).prop_map(|(value, mask)| Addresses::under_mask(value, mask).unwrap());
+    let under_mask =
+        (address(family), address(family)).prop_map(|(value, mask)| Addresses::under_mask(value, mask).unwrap());
     let bits = under_mask.prop_filter("all of them", move |of| *of != Addresses::Net(family.everything()));
     prop_oneof![3 => network(family).prop_map(Addresses::Net), 1 => bits]
 }
