@@ -6,7 +6,9 @@
 
 Everything happens in the network namespace it is started in, which must have no rules. The first packet: a
 datagram from a new socket passes the rules within the system call that sends it, and ends at an interface that
-drops it. Its time, less that of the same call with hardly a rule, is what the rules take; the median of many Services.
+drops it. Its time, less that of the same call with hardly a rule, is what the rules take; the median of many
+Services. Differences of some microseconds are noise. The peak is that of the restore, if it is more than this
+script's own.
 """
 
 import argparse
