@@ -217,6 +217,8 @@ fn run(title: &str, cluster: &Cluster, [services, endpoints]: [usize; 2], famili
             family,
             occasion: done.occasion,
             scope: &done.scope,
+            whole: true,
+            unfinished: false,
             plan: done.plan(),
             result: done.result.as_ref(),
             waited: None,

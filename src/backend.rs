@@ -18,6 +18,10 @@ pub trait Backend: Send {
     /// Service ports whose rules the kernel refuses are left out and named in the report; that is
     /// not an error. After an error the backend itself remembers what it no longer knows, and
     /// looks after it in the next call whatever its scope is.
+    ///
+    /// What takes long is done in pieces, one in each call, so that a Service that changes meanwhile
+    /// need not wait for all others: then [`Report::remaining`] is not zero, and the next call goes on,
+    /// whatever its scope, with what that names first.
     fn sync(&mut self, plan: &Plan, scope: &Scope) -> impl Future<Output = Result<Report, ApplyError>> + Send;
 
     /// Looks for signs that somebody else removed rules. If so, the next `sync` starts from what
@@ -49,6 +53,8 @@ pub enum Intact {
 /// What a sync did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
+    /// How many Service ports are still to be looked at; with none, the sync is finished.
+    pub remaining: usize,
     /// Service ports whose rules were written or removed.
     pub written: usize,
     /// Service ports whose rules the kernel refused in this sync, with its own words. Their previous
@@ -112,6 +118,30 @@ impl ApplyError {
     pub fn is_not_installed(&self) -> bool {
         use crate::command::CommandError::Start;
         matches!(self, ApplyError::Command(Start { source, .. }) if source.kind() == std::io::ErrorKind::NotFound)
+    }
+}
+
+// === impl Report ===
+
+impl Report {
+    /// What this piece of a sync and the pieces before it did together.
+    pub fn after(self, before: Report) -> Report {
+        let Report { remaining, written, refused, set_aside, restores, bytes, refusals, holds, rules, diffing } = self;
+        let mut all = Report {
+            remaining,
+            written: before.written + written,
+            refused: before.refused,
+            set_aside,
+            restores: before.restores + restores,
+            bytes: before.bytes + bytes,
+            refusals: before.refusals + refusals,
+            holds,
+            rules: before.rules,
+            diffing: before.diffing + diffing,
+        };
+        all.refused.extend(refused);
+        all.rules += rules;
+        all
     }
 }
 

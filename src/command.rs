@@ -78,6 +78,22 @@ pub trait Run: Send + Sync {
         command: Command,
         line: &mut (dyn FnMut(&str) + Send),
     ) -> impl Future<Output = Result<Output, CommandError>> + Send;
+
+    /// The same, with input that is made while the program reads it: `parts` follow the command's own
+    /// input until there are none.
+    fn run_fed(
+        &self,
+        mut command: Command,
+        parts: &mut (dyn FnMut() -> Option<String> + Send),
+        line: &mut (dyn FnMut(&str) + Send),
+    ) -> impl Future<Output = Result<Output, CommandError>> + Send {
+        async move {
+            while let Some(part) = parts() {
+                command.stdin.extend(part.into_bytes());
+            }
+            self.run(command, line).await
+        }
+    }
 }
 
 /// The programs of this system.
@@ -138,6 +154,15 @@ impl Output {
 
 impl Run for System {
     async fn run(&self, command: Command, line: &mut (dyn FnMut(&str) + Send)) -> Result<Output, CommandError> {
+        self.run_fed(command, &mut || None, line).await
+    }
+
+    async fn run_fed(
+        &self,
+        command: Command,
+        parts: &mut (dyn FnMut() -> Option<String> + Send),
+        line: &mut (dyn FnMut(&str) + Send),
+    ) -> Result<Output, CommandError> {
         let Command { program, args, stdin, timeout } = command;
         let pipe = |source| CommandError::Pipe { program: program.clone(), source };
         let mut child = tokio::process::Command::new(&program)
@@ -152,9 +177,13 @@ impl Run for System {
 
         // All three pipes at once, or a program that fills one while we wait on another never ends.
         let write = async {
-            if let Some(mut input) = input {
-                // A program that fails early stops reading; its exit code says more than EPIPE.
-                let _ = input.write_all(&stdin).await;
+            let Some(mut input) = input else { return };
+            // A program that fails early stops reading; its exit code says more than EPIPE.
+            let mut written = input.write_all(&stdin).await;
+            while written.is_ok()
+                && let Some(part) = parts()
+            {
+                written = input.write_all(part.as_bytes()).await;
             }
         };
         let read = async {

@@ -122,8 +122,9 @@ impl<B: Backend> Pipeline<B> {
     /// Plans what is dirty and hands the worker out; `None` if it is out already.
     pub fn begin(&mut self, state: &ClusterState, now: Instant) -> Option<Job<B>> {
         let mut worker = self.worker.take()?;
+        let goes_on = self.pacer.is_unfinished();
         let occasion = self.pacer.begin(now);
-        self.dirty.everything |= occasion != Occasion::Request;
+        self.dirty.everything |= !goes_on && occasion != Occasion::Request;
         let dirty = std::mem::take(&mut self.dirty);
         let scope = match worker.plan(self.family, &self.settings, state, dirty) {
             Scope::Everything if occasion == Occasion::Audit => Scope::Audit,
@@ -138,6 +139,7 @@ impl<B: Backend> Pipeline<B> {
         self.pacer.end(
             now,
             match &done.result {
+                Ok(Report { remaining: 1.., .. }) => Ended::Unfinished,
                 Ok(Report { set_aside: 0, .. }) => Ended::Complete,
                 Ok(Report { refused, .. }) => Ended::Incomplete { anew: !refused.is_empty() },
                 Err(_) => Ended::Failed,

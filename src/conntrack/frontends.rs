@@ -148,6 +148,14 @@ impl Frontends {
                 self.unsettled.insert(name);
                 continue;
             }
+            self.served(name);
+        }
+    }
+
+    /// The kernel has the new plan of this Service port, whatever it has of others.
+    pub fn served(&mut self, name: ServicePortName) {
+        self.unsettled.remove(&name);
+        if let Some(port) = self.ports.get_mut(&name).filter(|port| port.state != State::Settled) {
             self.due.0.extend(port.touched.drain());
             self.put(name, |port| Port { applied: port.planned, ..Port::default() });
         }

@@ -12,9 +12,10 @@ use tokio::time::Instant;
 use super::frontends::{Change, Due, Frontends};
 use super::netlink::{Deletion, End, Kernel, Listing, Table};
 use super::{Flow, Outcome};
+use crate::backend::Scope;
 use crate::cluster::Event;
 use crate::model::ServicePortName;
-use crate::net::IpFamily;
+use crate::net::{IpFamily, Protocol};
 use crate::sync::notice::{Notice, Observer, Sync};
 
 /// How many stale flows are held in memory at once, a few hundred bytes each.
@@ -37,6 +38,8 @@ enum News {
     Planned(Change),
     /// It has succeeded, but for these Service ports.
     Applied(Vec<ServicePortName>),
+    /// It is not finished, but it has seen to these Service ports.
+    Served(Vec<ServicePortName>),
     /// Rules were found to be missing.
     Drifted,
 }
@@ -94,6 +97,13 @@ impl<F: Fn(IpFamily, UnboundedReceiver<News>) + Send> Observer for Reconciler<F>
                 }
             }
             Notice::Planned { family, scope, plan } => self.tell(*family, News::Planned(Change::of(plan, scope))),
+            Notice::Ended(Sync { family, result: Ok(report), scope, unfinished: true, .. }) => {
+                if let Scope::Services(names) = scope {
+                    let is_refused = |name: &ServicePortName| report.refused.iter().any(|(refused, _)| refused == name);
+                    let served = names.iter().filter(|name| name.protocol == Protocol::Udp && !is_refused(name));
+                    self.tell(*family, News::Served(served.cloned().collect()));
+                }
+            }
             Notice::Ended(Sync { family, result: Ok(report), .. }) => {
                 let refused = report.refused.iter().map(|(name, _)| name.clone()).collect();
                 self.tell(*family, News::Applied(refused));
@@ -219,6 +229,7 @@ impl<T> Line<T> {
             News::Addresses(addresses) => self.frontends.set_addresses(&addresses),
             News::Planned(change) => self.frontends.planned(change),
             News::Applied(refused) => self.frontends.applied(&refused),
+            News::Served(names) => names.into_iter().for_each(|name| self.frontends.served(name)),
             News::Drifted => self.frontends.drifted(),
         }
     }

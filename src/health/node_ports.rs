@@ -103,7 +103,8 @@ impl Observer for NodePorts {
         let Notice::Ended(sync) = notice else { return };
         let Some(line) = self.lines.iter_mut().find(|line| line.family == sync.family) else { return };
         line.known.unsettled.add(sync.scope);
-        if sync.result.is_ok() {
+        // Nobody is told of endpoints that rules do not lead to yet.
+        if sync.result.is_ok() && !sync.unfinished {
             // Also if there is nothing to do: what failed is tried again after each sync.
             let _ = line.orders.send(line.known.settle(sync.plan));
         }

@@ -133,8 +133,15 @@ impl Recorder {
     fn ended(&mut self, sync: &Sync<'_>) {
         let (proxy, own) = (&self.inner.proxy, &self.inner.own);
         let family = &[sync.family.as_str()];
+        if sync.unfinished {
+            if let Some(line) = self.lines.get_mut(&sync.family) {
+                line.no_local.follow(sync.plan, sync.scope);
+            }
+            // Of everything else the last piece tells.
+            return self.programmed(sync);
+        }
         let seconds = (sync.planning + sync.applying).as_secs_f64();
-        let is_partial = matches!(sync.scope, Scope::Services(_));
+        let is_partial = !sync.whole;
         proxy.sync.with_label_values(family).observe(seconds);
         let kind = if is_partial { &proxy.partial } else { &proxy.full };
         kind.iter().for_each(|kind| kind.with_label_values(family).observe(seconds));
@@ -171,8 +178,9 @@ impl Recorder {
         self.succeeded(sync, report);
     }
 
-    fn succeeded(&self, sync: &Sync<'_>, report: &Report) {
-        let Inner { proxy, own, start, .. } = &*self.inner;
+    /// The changes that a sync, or a piece of one, served are in the kernel.
+    fn programmed(&self, sync: &Sync<'_>) {
+        let Inner { proxy, start, .. } = &*self.inner;
         let family = sync.family.as_str();
         let now = unix(SystemTime::now());
         for caused in sync.triggers.iter().filter_map(|text| text.parse::<Timestamp>().ok()) {
@@ -183,6 +191,12 @@ impl Recorder {
                 proxy.network_programming.with_label_values(&[family]).observe(latency);
             }
         }
+    }
+
+    fn succeeded(&self, sync: &Sync<'_>, report: &Report) {
+        let Inner { proxy, own, .. } = &*self.inner;
+        let family = sync.family.as_str();
+        self.programmed(sync);
         for (gauges, RuleCount { filter, nat }) in [(&proxy.rules, report.holds), (&proxy.rules_last, report.rules)] {
             for (table, rules) in [("filter", filter), ("nat", nat)] {
                 gauges.iter().for_each(|gauges| gauges.with_label_values(&[table, family]).set(rules as f64));

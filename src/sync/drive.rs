@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::notice::{Notice, Observer, Sync};
 use super::pacer::Pace;
 use super::{Done, Pipeline, Worker};
-use crate::backend::{ApplyError, Backend, Intact, Report};
+use crate::backend::{ApplyError, Backend, Intact, Report, Scope};
 use crate::cluster::{Changed, ClusterState, Event};
 use crate::model::{Kind, ServiceName};
 use crate::net::IpFamily;
@@ -27,6 +27,19 @@ struct Line<B> {
     /// Since when something waits for a sync to begin.
     requested: Option<Instant>,
     /// When changes that wait for a sync were caused, by Service.
+    triggers: Vec<(ServiceName, Box<str>)>,
+    /// The pieces so far of a sync that is not finished.
+    pieces: Option<Pieces>,
+}
+
+/// What the pieces of a sync came to.
+struct Pieces {
+    waited: Option<Duration>,
+    planning: Duration,
+    applying: Duration,
+    whole: bool,
+    report: Report,
+    /// Those that the last piece serves, because the sync is about everything.
     triggers: Vec<(ServiceName, Box<str>)>,
 }
 
@@ -121,8 +134,8 @@ fn log(family: IpFamily, result: Result<&Report, &ApplyError>, elapsed: Duration
                 tracing::error!(%family, %service, %protocol, "set aside: the kernel refuses its rules ({reason}); \
                     its previous rules stay; it is tried again from time to time, and when it changes");
             }
-            let Report { written, restores, bytes, set_aside, .. } = report;
-            tracing::debug!(%family, written, restores, bytes, set_aside, ?elapsed, "synced");
+            let Report { written, restores, bytes, set_aside, remaining, .. } = report;
+            tracing::debug!(%family, written, restores, bytes, set_aside, remaining, ?elapsed, "synced");
         }
         Err(error) => tracing::error!(%family, %error, "sync failed; existing rules stay; retrying"),
     }
@@ -157,7 +170,8 @@ impl<B: Backend + 'static, O: Observer> Loop<B, O> {
     fn begin(&mut self, i: usize) {
         let Some(line) = self.lines.get_mut(i).filter(|line| line.pipeline.is_idle()) else { return };
         let (now, start) = (Instant::now(), self.start);
-        if line.next_check.is_some_and(|at| at <= now) {
+        // What is written in pieces is not all there before the last.
+        if line.next_check.is_some_and(|at| at <= now) && !line.pipeline.pacer.is_unfinished() {
             if let Some(mut worker) = line.pipeline.lend() {
                 self.tasks.spawn(async move {
                     let result = worker.check().await;
@@ -191,22 +205,36 @@ impl<B: Backend + 'static, O: Observer> Loop<B, O> {
         log(family, done.result.as_ref(), planning + applying);
         // Not put off by what else goes on: who flushes tables does not wait for quiet.
         line.next_check.get_or_insert(now + self.pace.retry);
-        let (services, times): (Vec<_>, Vec<_>) = triggers.into_iter().unzip();
+        let mut pieces = Pieces::after(line.pieces.take(), waited, planning, applying, &done);
+        let unfinished = matches!(&done.result, Ok(Report { remaining: 1.., .. }));
+        let told = match (unfinished, &done.scope) {
+            (true, Scope::Services(_)) => triggers,
+            (true, _) => {
+                pieces.triggers.extend(triggers);
+                Vec::new()
+            }
+            (false, _) => std::mem::take(&mut pieces.triggers).into_iter().chain(triggers).collect(),
+        };
+        let (services, times): (Vec<_>, Vec<_>) = told.into_iter().unzip();
         self.observer.notice(&Notice::Ended(Sync {
             family,
             occasion: done.occasion,
             scope: &done.scope,
+            whole: pieces.whole,
+            unfinished,
             plan: done.plan(),
-            result: done.result.as_ref(),
-            waited,
-            planning,
-            applying,
+            result: done.result.as_ref().map(|_| &pieces.report),
+            waited: pieces.waited,
+            planning: pieces.planning,
+            applying: pieces.applying,
             triggers: &times,
         }));
         match line.pipeline.end(done, now - self.start) {
-            Ok(report) if !line.has_synced => {
+            Ok(_) if unfinished => line.pieces = Some(pieces),
+            Ok(_) if !line.has_synced => {
                 line.has_synced = true;
-                tracing::info!(%family, written = report.written, elapsed = ?applying, "all rules are in the kernel");
+                let (written, elapsed) = (pieces.report.written, pieces.applying);
+                tracing::info!(%family, written, ?elapsed, "all rules are in the kernel");
             }
             Ok(_) => {}
             Err(_) => {
@@ -236,11 +264,38 @@ impl<B: Backend + 'static, O: Observer> Loop<B, O> {
     }
 }
 
+// === impl Pieces ===
+
+impl Pieces {
+    fn after<B>(
+        before: Option<Pieces>,
+        waited: Option<Duration>,
+        planning: Duration,
+        applying: Duration,
+        done: &Done<B>,
+    ) -> Pieces {
+        let whole = !matches!(done.scope, Scope::Services(_));
+        let report = done.result.as_ref().cloned().unwrap_or_default();
+        match before {
+            None => Pieces { waited, planning, applying, whole, report, triggers: Vec::new() },
+            Some(before) => Pieces {
+                waited: before.waited.max(waited),
+                planning: before.planning + planning,
+                applying: before.applying + applying,
+                whole: true,
+                report: report.after(before.report),
+                triggers: before.triggers,
+            },
+        }
+    }
+}
+
 // === impl Line ===
 
 impl<B: Backend + 'static> Line<B> {
     fn new(pipeline: Pipeline<B>) -> Line<B> {
-        Line { pipeline, next_check: None, has_synced: false, requested: None, triggers: Vec::new() }
+        let triggers = Vec::new();
+        Line { pipeline, next_check: None, has_synced: false, requested: None, triggers, pieces: None }
     }
 
     /// When the loop must look at this line again.
@@ -249,7 +304,8 @@ impl<B: Backend + 'static> Line<B> {
             return None;
         }
         let due = self.pipeline.pacer.due().map(|due| start + due);
-        due.into_iter().chain(self.next_check).min()
+        let check = self.next_check.filter(|_| !self.pipeline.pacer.is_unfinished());
+        due.into_iter().chain(check).min()
     }
 
     /// Something waits for the next sync.

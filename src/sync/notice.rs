@@ -34,21 +34,26 @@ pub enum Notice<'a> {
         /// The plan.
         plan: &'a Plan,
     },
-    /// A sync has ended.
+    /// A sync, or a piece of one, has ended.
     Ended(Sync<'a>),
     /// Rules were found to be missing that somebody else must have removed; a sync follows.
     Drifted(IpFamily),
 }
 
-/// A sync that has ended.
+/// A sync that has ended, or one of its pieces. The last piece tells of all of them together, but for
+/// `scope` and `triggers`, which are told with the piece that saw to them.
 #[derive(Clone, Copy, Debug)]
 pub struct Sync<'a> {
     /// Its family.
     pub family: IpFamily,
     /// Why it began.
     pub occasion: Occasion,
-    /// What it was about.
+    /// What it was about: in pieces after the first, what has changed meanwhile.
     pub scope: &'a Scope,
+    /// Whether all of it was about everything.
+    pub whole: bool,
+    /// Whether there are more pieces.
+    pub unfinished: bool,
     /// What the kernel was to be brought to.
     pub plan: &'a Plan,
     /// How it ended.

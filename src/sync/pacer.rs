@@ -6,7 +6,8 @@
 //! together. After a failure it is tried
 //! again by itself, first soon, then ever more rarely up to `retry`. What the kernel refused of an
 //! otherwise good sync is tried again after `retry`, then ever more rarely up to `max`. However
-//! much happens, `max` after the kernel was looked at as a whole it is time to do so again.
+//! much happens, `max` after the kernel was looked at as a whole it is time to do so again. What is
+//! done in pieces goes on at once: requests meanwhile are served with the next piece.
 //! (kube-proxy: `bounded_frequency_runner.go`, which always waits `retry`.)
 
 use std::time::Duration;
@@ -54,6 +55,8 @@ pub enum Ended {
     },
     /// It may not.
     Failed,
+    /// That is still to be seen: this was one piece of a sync, and there are more.
+    Unfinished,
 }
 
 /// Decides when the next sync begins.
@@ -63,6 +66,8 @@ pub struct Pacer {
     requested: bool,
     /// Why the sync that runs now began, and when.
     running: Option<(Occasion, Instant)>,
+    /// Why the sync began of which only a piece was done, and when.
+    unfinished: Option<(Occasion, Instant)>,
     /// Before that, no sync begins.
     earliest: Instant,
     last: Ended,
@@ -81,7 +86,8 @@ impl Pacer {
     pub fn new(pace: Pace) -> Pacer {
         let last = Ended::Complete;
         let earliest = Duration::ZERO;
-        Pacer { pace, requested: false, running: None, earliest, last, repeated: 0, retry: None, audit: None }
+        let (running, unfinished) = (None, None);
+        Pacer { pace, requested: false, running, unfinished, earliest, last, repeated: 0, retry: None, audit: None }
     }
 
     /// Somebody wants a sync.
@@ -100,12 +106,22 @@ impl Pacer {
         if self.running.is_some() {
             return None;
         }
-        let requested = self.requested.then_some(self.earliest);
+        let requested = (self.requested || self.is_unfinished()).then_some(self.earliest);
         requested.into_iter().chain(self.retry).chain(self.audit).min().map(|due| due.max(self.earliest))
     }
 
-    /// A sync begins, and serves all that is due by then.
+    /// Whether the last sync was only a piece: the next one goes on with it.
+    pub fn is_unfinished(&self) -> bool {
+        self.unfinished.is_some()
+    }
+
+    /// A sync begins, and serves all that is due by then; or it goes on, for the reason for which it began.
     pub fn begin(&mut self, now: Instant) -> Occasion {
+        if let Some((occasion, began)) = self.unfinished.take() {
+            self.requested = false;
+            self.running = Some((occasion, began));
+            return occasion;
+        }
         let occasion = match self.requested {
             _ if self.audit.is_none_or(|audit| audit <= now) => Occasion::Audit,
             // A request does not take a retry with it that is not due yet: it could be requested
@@ -120,6 +136,11 @@ impl Pacer {
 
     /// A sync has ended.
     pub fn end(&mut self, now: Instant, ended: Ended) {
+        if ended == Ended::Unfinished {
+            self.unfinished = self.running.take();
+            self.earliest = now;
+            return;
+        }
         let (occasion, began) = self.running.take().unzip();
         let pause = match (occasion, began) {
             (Some(Occasion::Request), Some(began)) => (2 * now.saturating_sub(began)).min(LONGEST_PAUSE),
@@ -139,7 +160,7 @@ impl Pacer {
             let Pace { retry, max, .. } = self.pace;
             let doubled = |first: Duration| first.saturating_mul(1 << (self.repeated - 1).min(16));
             self.retry = match ended {
-                Ended::Complete => None,
+                Ended::Complete | Ended::Unfinished => None,
                 Ended::Incomplete { .. } => Some(now + doubled(retry).min(max)),
                 Ended::Failed => Some(now + doubled(FIRST_RETRY).min(retry).min(max)),
             };
@@ -216,6 +237,32 @@ mod tests {
         check(Duration::from_millis(20), s(1));
         check(Duration::from_millis(1_100), Duration::from_millis(2_200));
         check(s(20), s(5));
+    }
+
+    #[test]
+    fn pieces_follow_each_other_at_once() {
+        let mut pacer = pacer(1, 30);
+        assert_eq!(pacer.begin(s(10)), Occasion::Audit);
+        pacer.end(s(12), Ended::Unfinished);
+        assert!(pacer.is_unfinished());
+        assert_eq!(pacer.due(), Some(s(12)));
+        pacer.request();
+        assert_eq!(pacer.begin(s(12)), Occasion::Audit, "it goes on");
+        assert!(!pacer.is_requested(), "served with this piece");
+        pacer.end(s(14), Ended::Complete);
+        assert!(!pacer.is_unfinished());
+        assert_eq!(pacer.due(), Some(s(14 + 3600)), "all of it was looked at");
+    }
+
+    #[test]
+    fn what_fails_in_the_middle_is_retried_as_a_whole() {
+        let mut pacer = pacer(0, 30);
+        pacer.begin(s(0));
+        pacer.end(s(1), Ended::Unfinished);
+        pacer.begin(s(1));
+        pacer.end(s(2), Ended::Failed);
+        assert!(!pacer.is_unfinished());
+        assert_eq!(pacer.begin(s(3)), Occasion::Audit);
     }
 
     #[test]

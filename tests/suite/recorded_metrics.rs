@@ -116,6 +116,8 @@ fn ended<'a>(plan: &'a Plan, scope: &'a Scope, report: &'a Report, triggers: &'a
         family: plan.node.family,
         occasion: Occasion::Request,
         scope,
+        whole: !matches!(scope, Scope::Services(_)),
+        unfinished: false,
         plan,
         result: Ok(report),
         waited: Some(Duration::from_millis(3)),

@@ -1,9 +1,6 @@
 //! Input of `iptables-restore --noflush`.
 
-use std::collections::BTreeSet;
-
 use super::diff::Changes;
-use super::names::ChainName;
 use super::ruleset::Table;
 
 /// Text for one run of `iptables-restore`, and whose lines those are.
@@ -11,118 +8,207 @@ use super::ruleset::Table;
 pub struct Input {
     /// The text.
     pub text: String,
-    /// For each line, the index of the changes it comes from; `None` for lines of the format.
-    owners: Vec<Option<usize>>,
+    owners: Owners,
 }
 
-/// A part of the input: one table, committed as one.
-#[derive(Clone, Copy)]
-enum Section {
-    Mangle,
+/// Input that is being written: at most one transaction per table, except that refusals are written
+/// before and deleted after the nat table is changed.
+#[derive(Clone, Debug, Default)]
+pub struct Draft {
+    mangle: Part,
     /// What refuses packets comes before the translation that would deliver them goes ...
-    FilterFirst,
-    Nat,
+    filter_first: Part,
+    nat: Part,
     /// ... and goes after the translation has come: no packet falls in between.
-    FilterLast,
+    filter_last: Part,
+    /// Whether a part of the nat table has been taken, and more follows.
+    is_open: bool,
+}
+
+/// Whose lines those are that were taken: for so many lines in a row the index of the changes that they
+/// come from; `None` for lines of the format.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Owners(Vec<(Option<usize>, usize)>);
+
+/// Lines of one table.
+#[derive(Clone, Debug, Default)]
+struct Part {
+    /// Chains to create or to empty.
+    declared: Lines,
+    edits: Lines,
+}
+
+/// Lines and whose they are.
+#[derive(Clone, Debug, Default)]
+struct Lines {
+    text: String,
+    owners: Owners,
 }
 
 // === impl Input ===
 
 impl Input {
-    /// Writes several changes as one input: at most one transaction per table, except that
-    /// refusals are written before and deleted after the nat table is changed.
-    pub fn render<'a>(changes: impl Iterator<Item = &'a Changes> + Clone) -> Input {
-        let mut input = Input::default();
-        for section in [Section::Mangle, Section::FilterFirst, Section::Nat, Section::FilterLast] {
-            input.section(section, changes.clone());
-        }
-        input
+    /// Writes several changes as one input.
+    pub fn render<'a>(changes: impl Iterator<Item = &'a Changes>) -> Input {
+        let mut draft = Draft::default();
+        changes.enumerate().for_each(|(i, changes)| draft.add(i, changes));
+        let mut owners = Owners::default();
+        let text = draft.take(&mut owners, false);
+        Input { text, owners }
     }
 
     /// Whose changes the n-th line (from 1) belongs to, as an index into what was rendered.
     pub fn owner_of_line(&self, number: usize) -> Option<usize> {
-        self.owners.get(number.checked_sub(1)?).copied().flatten()
+        self.owners.of_line(number)
     }
 
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
         self.text.is_empty()
     }
+}
 
-    fn section<'a>(&mut self, section: Section, changes: impl Iterator<Item = &'a Changes> + Clone) {
-        let table = section.table();
-        let before = (self.text.len(), self.owners.len());
-        self.line(None, &["*", table.as_str()]);
-        let start = self.owners.len();
-        let mut declared: BTreeSet<&ChainName> = BTreeSet::new();
-        for (i, c) in changes.clone().enumerate() {
-            let created = c.create.iter().filter(|_| section.adds()).map(|(t, chain)| (t, chain));
-            let replaced = c.replace.iter().filter(|_| section.adds()).map(|(t, chain, _)| (t, chain));
-            let removed = c.remove.iter().filter(|_| section.deletes()).map(|(t, chain)| (t, chain));
-            for (_, chain) in created.chain(replaced).chain(removed).filter(|(t, _)| **t == table) {
-                if declared.insert(chain) {
-                    self.line(Some(i), &[":", chain.as_str(), " - [0:0]"]);
+// === impl Draft ===
+
+impl Draft {
+    /// Adds changes, whose lines shall be known as those of `owner`.
+    pub fn add(&mut self, owner: usize, changes: &Changes) {
+        let first = |table: Table| match table {
+            Table::Mangle => 0,
+            Table::Filter => 1,
+            Table::Nat => 2,
+        };
+        let last = |table: Table| if table == Table::Filter { 3 } else { first(table) };
+        let mut parts = [&mut self.mangle, &mut self.filter_first, &mut self.nat, &mut self.filter_last];
+        let mut part = |at: usize| parts.get_mut(at).map(|part| &mut **part);
+        let declared = changes.create.iter().map(|(table, chain)| (first(*table), chain));
+        let declared = declared.chain(changes.replace.iter().map(|(table, chain, _)| (first(*table), chain)));
+        let declared = declared.chain(changes.remove.iter().map(|(table, chain)| (last(*table), chain)));
+        for (at, chain) in declared {
+            if let Some(part) = part(at) {
+                part.declared.line(owner, &[":", chain.as_str(), " - [0:0]"]);
+            }
+        }
+        for (table, chain, rules) in &changes.replace {
+            if let Some(part) = part(first(*table)) {
+                for rule in rules {
+                    part.edits.line(owner, &["-A ", chain.as_str(), " ", rule]);
                 }
             }
         }
-        for (i, c) in changes.enumerate() {
-            if section.adds() {
-                for (_, chain, rules) in c.replace.iter().filter(|(t, ..)| *t == table) {
-                    for rule in rules {
-                        self.line(Some(i), &["-A ", chain.as_str(), " ", rule]);
-                    }
-                }
-                for (_, chain, rule) in c.insert.iter().filter(|(t, ..)| *t == table) {
-                    self.line(Some(i), &["-I ", chain.as_str(), " ", rule]);
-                }
-            }
-            if section.deletes() {
-                for (_, chain, rule) in c.delete.iter().filter(|(t, ..)| *t == table) {
-                    self.line(Some(i), &["-D ", chain.as_str(), " ", rule]);
-                }
-            }
-            if section.adds() {
-                for (_, chain, rule) in c.append.iter().filter(|(t, ..)| *t == table) {
-                    self.line(Some(i), &["-A ", chain.as_str(), " ", rule]);
-                }
-            }
-            if section.deletes() {
-                for (_, chain) in c.remove.iter().filter(|(t, _)| *t == table) {
-                    self.line(Some(i), &["-X ", chain.as_str()]);
-                }
+        let edits = changes.insert.iter().map(|edit| ("-I ", first(edit.0), edit));
+        let edits = edits.chain(changes.delete.iter().map(|edit| ("-D ", last(edit.0), edit)));
+        let edits = edits.chain(changes.append.iter().map(|edit| ("-A ", first(edit.0), edit)));
+        for (verb, at, (_, chain, rule)) in edits {
+            if let Some(part) = part(at) {
+                part.edits.line(owner, &[verb, chain.as_str(), " ", rule]);
             }
         }
-        if self.owners.len() == start {
-            self.text.truncate(before.0);
-            self.owners.truncate(before.1);
-        } else {
-            self.line(None, &["COMMIT"]);
+        for (table, chain) in &changes.remove {
+            if let Some(part) = part(last(*table)) {
+                part.edits.line(owner, &["-X ", chain.as_str()]);
+            }
         }
     }
 
-    fn line(&mut self, owner: Option<usize>, parts: &[&str]) {
-        self.owners.push(owner);
-        self.text.extend(parts.iter().copied());
-        self.text.push('\n');
+    /// How many bytes wait to be taken.
+    pub fn len(&self) -> usize {
+        let parts = [&self.mangle, &self.filter_first, &self.nat, &self.filter_last];
+        parts.iter().map(|part| part.declared.text.len() + part.edits.text.len()).sum()
+    }
+
+    /// Whether none do.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Takes what there is. If `more` changes follow, they may be of the nat table only, but for rules of
+    /// the filter table that go: the nat table stays open, and those wait.
+    pub fn take(&mut self, owners: &mut Owners, more: bool) -> String {
+        let mut text = String::with_capacity(self.len() + 64);
+        if !self.is_open {
+            for (table, part) in [(Table::Mangle, &mut self.mangle), (Table::Filter, &mut self.filter_first)] {
+                part.take_table(table, &mut text, owners);
+            }
+        }
+        if !self.nat.is_empty() {
+            if !std::mem::replace(&mut self.is_open, true) {
+                begin(Table::Nat, &mut text, owners);
+            }
+            self.nat.take(&mut text, owners);
+        }
+        if !more {
+            if std::mem::take(&mut self.is_open) {
+                commit(&mut text, owners);
+            }
+            self.filter_last.take_table(Table::Filter, &mut text, owners);
+        }
+        text
     }
 }
 
-// === impl Section ===
+fn begin(table: Table, text: &mut String, owners: &mut Owners) {
+    text.extend(["*", table.as_str(), "\n"]);
+    owners.add(None, 1);
+}
 
-impl Section {
-    fn table(self) -> Table {
-        match self {
-            Section::Mangle => Table::Mangle,
-            Section::FilterFirst | Section::FilterLast => Table::Filter,
-            Section::Nat => Table::Nat,
+fn commit(text: &mut String, owners: &mut Owners) {
+    text.push_str("COMMIT\n");
+    owners.add(None, 1);
+}
+
+// === impl Part ===
+
+impl Part {
+    fn is_empty(&self) -> bool {
+        self.declared.text.is_empty() && self.edits.text.is_empty()
+    }
+
+    /// Moves the lines out, as all that is written of a table, if there are any.
+    fn take_table(&mut self, table: Table, text: &mut String, owners: &mut Owners) {
+        if !self.is_empty() {
+            begin(table, text, owners);
+            self.take(text, owners);
+            commit(text, owners);
         }
     }
 
-    fn adds(self) -> bool {
-        !matches!(self, Section::FilterLast)
+    fn take(&mut self, text: &mut String, owners: &mut Owners) {
+        for lines in [&mut self.declared, &mut self.edits] {
+            text.push_str(&lines.text);
+            lines.text.clear();
+            lines.owners.0.drain(..).for_each(|(owner, lines)| owners.add(owner, lines));
+        }
+    }
+}
+
+// === impl Lines ===
+
+impl Lines {
+    fn line(&mut self, owner: usize, parts: &[&str]) {
+        self.text.extend(parts.iter().copied());
+        self.text.push('\n');
+        self.owners.add(Some(owner), 1);
+    }
+}
+
+// === impl Owners ===
+
+impl Owners {
+    /// Whose the n-th line is (from 1).
+    pub fn of_line(&self, number: usize) -> Option<usize> {
+        let mut before = 0;
+        let run = self.0.iter().find(|(_, lines)| {
+            before += lines;
+            before >= number
+        });
+        run.filter(|_| number > 0).and_then(|(owner, _)| *owner)
     }
 
-    fn deletes(self) -> bool {
-        !matches!(self, Section::FilterFirst)
+    fn add(&mut self, owner: Option<usize>, lines: usize) {
+        match self.0.last_mut() {
+            Some((last, so_far)) if *last == owner => *so_far += lines,
+            _ => self.0.push((owner, lines)),
+        }
     }
 }

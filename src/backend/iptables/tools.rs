@@ -159,16 +159,20 @@ impl<R: Run> Tools<R> {
         Ok((output, version))
     }
 
-    /// Writes. The kernel takes each table as a whole or not at all, one after the other.
-    pub async fn restore(&self, input: &str) -> Result<(), RestoreError> {
+    /// Writes. The kernel takes each table as a whole or not at all, one after the other. The input comes
+    /// in parts, about so many bytes in all.
+    pub async fn restore(
+        &self,
+        bytes: usize,
+        parts: &mut (dyn FnMut() -> Option<String> + Send),
+    ) -> Result<(), RestoreError> {
         let args: &[&str] = match self.features.restore_waits {
             true => &["-w", "5", "--noflush", "--counters"],
             false => &["--noflush", "--counters"],
         };
         let program = self.program("-restore");
-        let command = self.command("-restore", args);
-        let command = command.with_stdin(input.as_bytes().to_vec()).within(restore_limit(input));
-        let output = self.run.run(command, &mut |_| {}).await.map_err(|e| RestoreError::Other(e.into()))?;
+        let command = self.command("-restore", args).within(restore_limit(bytes));
+        let output = self.run.run_fed(command, parts, &mut |_| {}).await.map_err(|e| RestoreError::Other(e.into()))?;
         if output.success() {
             return Ok(());
         }
@@ -281,11 +285,11 @@ impl<R: Run> Tools<R> {
 /// How long a restore may take: many times what a slow node needs for so much (160,000 rules in one
 /// input of the nft program: a minute), and short enough that one that hangs is soon given up and
 /// tried again.
-fn restore_limit(input: &str) -> Duration {
+fn restore_limit(bytes: usize) -> Duration {
     const LEAST: Duration = Duration::from_secs(60);
     /// About a thousand rules.
     const BYTES_PER_SECOND: u64 = 100_000;
-    LEAST + Duration::from_secs(input.len() as u64 / BYTES_PER_SECOND)
+    LEAST + Duration::from_secs(bytes as u64 / BYTES_PER_SECOND)
 }
 
 /// The first thing of substance in what a program complained: warnings about the other variant's

@@ -147,6 +147,8 @@ impl Rig {
             family: IpFamily::BOTH[family],
             occasion: Occasion::Request,
             scope,
+            whole: !matches!(scope, Scope::Services(_)),
+            unfinished: false,
             plan: &self.plans[family],
             result,
             waited: None,
