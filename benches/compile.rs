@@ -56,7 +56,8 @@ fn one_service(criterion: &mut Criterion) {
     changed.cluster = changed.cluster.iter().enumerate().map(replaced).collect();
     group.bench_function("difference-as-text", |bencher| {
         bencher.iter(|| {
-            let changes = diff::service(name, Some((service, &style)), Some(&changed), &style, true);
+            let held = Held { plan: service, style: &style, certain: true, hooked: true };
+            let changes = diff::service(name, Some(&held), Some(&changed), &style, Part::Whole);
             Input::render(std::iter::once(&changes)).text
         });
     });

@@ -124,7 +124,9 @@ impl Observer for Health {
             Notice::Begun(family) => self.state().begun(*family),
             // Services that the kernel refuses do not count: all others are served, and other nodes
             // would refuse them as well.
-            Notice::Ended(sync) if sync.result.is_ok() && !sync.unfinished => self.state().succeeded(sync.family, Moment::now()),
+            Notice::Ended(sync) if sync.result.is_ok() && !sync.unfinished => {
+                self.state().succeeded(sync.family, Moment::now());
+            }
             // A Node that was deleted stays as it was last seen. (kube-proxy: the same.)
             Notice::Event { event: Event::Node(node), .. } => self.state().node_seen(node.draining),
             _ => {}

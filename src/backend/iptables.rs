@@ -8,12 +8,14 @@
 //! holds can be compared with what it should hold as text, chain by chain.
 
 mod applied;
+mod batch;
 pub mod compile;
 pub mod diff;
 pub mod names;
 pub mod parse;
 mod render;
 pub mod restore;
+mod round;
 pub mod ruleset;
 pub mod snapshot;
 

@@ -98,11 +98,10 @@ impl<F: Fn(IpFamily, UnboundedReceiver<News>) + Send> Observer for Reconciler<F>
             }
             Notice::Planned { family, scope, plan } => self.tell(*family, News::Planned(Change::of(plan, scope))),
             Notice::Ended(Sync { family, result: Ok(report), scope, unfinished: true, .. }) => {
-                if let Scope::Services(names) = scope {
-                    let is_refused = |name: &ServicePortName| report.refused.iter().any(|(refused, _)| refused == name);
-                    let served = names.iter().filter(|name| name.protocol == Protocol::Udp && !is_refused(name));
-                    self.tell(*family, News::Served(served.cloned().collect()));
-                }
+                let Scope::Services(names) = scope else { return };
+                let is_refused = |name: &ServicePortName| report.refused.iter().any(|(refused, _)| refused == name);
+                let served = names.iter().filter(|name| name.protocol == Protocol::Udp && !is_refused(name));
+                self.tell(*family, News::Served(served.cloned().collect()));
             }
             Notice::Ended(Sync { family, result: Ok(report), .. }) => {
                 let refused = report.refused.iter().map(|(name, _)| name.clone()).collect();

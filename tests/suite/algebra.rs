@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use ferrule::backend::iptables::compile;
-use ferrule::backend::iptables::diff::{self, Changes};
+use ferrule::backend::iptables::diff::{self, Changes, Held, Part};
 use ferrule::backend::iptables::restore::Input as RestoreInput;
 use ferrule::command::fake::{FakeKernel, Tables, Variant};
 use ferrule::command::{Command, Run};
@@ -44,8 +44,9 @@ fn difference(a: &Plan, b: &Plan) -> Vec<Changes> {
     let (old, new) = (pipeline::style(a, MARK), pipeline::style(b, MARK));
     let names: BTreeSet<_> = a.services().keys().chain(b.services().keys()).collect();
     let services = names.into_iter().map(|name| {
-        let before = a.services().get(name).map(|plan| (&**plan, &old));
-        diff::service(name, before, b.services().get(name).map(|plan| &**plan), &new, true)
+        let held = |plan| Held { plan, style: &old, certain: true, hooked: true };
+        let before = a.services().get(name).map(|plan| held(&**plan));
+        diff::service(name, before.as_ref(), b.services().get(name).map(|plan| &**plan), &new, Part::Whole)
     });
     let base = diff::base(&compile::base(&a.node, &old), &compile::base(&b.node, &new));
     std::iter::once(base).chain(services).filter(|changes| !changes.is_empty()).collect()

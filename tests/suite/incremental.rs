@@ -2,6 +2,7 @@
 //! and no packet notices more of it than the change itself.
 
 mod cases;
+mod pieces;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -30,6 +31,8 @@ use crate::clusters::{self, PacketSeed, Sent};
 use crate::tracer::Packet;
 use crate::verdicts::Verdicts;
 use crate::{pipeline, verdicts};
+
+use pieces::{Pieces, pieces};
 
 /// So many Services come and go.
 const SERVICES: usize = 3;
@@ -111,6 +114,7 @@ struct Fate {
 
 /// A node with its proxy.
 struct Rig {
+    pieces: Pieces,
     family: IpFamily,
     kernel: FakeKernel,
     state: ClusterState,
@@ -125,11 +129,16 @@ struct Rig {
 }
 
 impl Rig {
-    async fn start((variant, family, settings, node): Start) -> Rig {
+    async fn start(start: Start) -> Rig {
+        Rig::start_in((start, Pieces::Usual)).await
+    }
+
+    async fn start_in(((variant, family, settings, node), pieces): (Start, Pieces)) -> Rig {
         let kernel = FakeKernel::new(variant);
         let state = pipeline::cluster(&node, &clusters::interface_addresses(), [], []);
-        let pipeline = started(family, &kernel, &settings).await;
+        let pipeline = started(family, &kernel, &settings, pieces).await;
         Rig {
+            pieces,
             family,
             kernel,
             state,
@@ -144,7 +153,11 @@ impl Rig {
 
     /// After these moves, and a sync.
     async fn after(start: Start, moves: &[Move]) -> Rig {
-        let mut rig = Rig::start(start).await;
+        Rig::after_in((start, Pieces::Usual), moves).await
+    }
+
+    async fn after_in(start: (Start, Pieces), moves: &[Move]) -> Rig {
+        let mut rig = Rig::start_in(start).await;
         for Move { step, .. } in moves {
             rig.step(step).await;
         }
@@ -202,7 +215,7 @@ impl Rig {
             Step::Full => self.pipeline.mark_everything(),
             Step::Restart(settings) => {
                 self.settings = settings.clone();
-                self.pipeline = started(self.family, &self.kernel, settings).await;
+                self.pipeline = started(self.family, &self.kernel, settings, self.pieces).await;
                 self.failed = true;
             }
             Step::Flush(tables) => {
@@ -270,9 +283,21 @@ impl Rig {
         }
     }
 
-    /// Syncs if something asks for it: a change, or a failure before.
+    /// Syncs if something asks for it: a change, or a failure before; to the end.
     async fn sync(&mut self) -> Result<Report, ApplyError> {
-        if !self.failed && !self.pipeline.pacer.is_requested() {
+        let mut all = self.piece().await?;
+        for _ in 0..100_000 {
+            if all.remaining == 0 {
+                return Ok(all);
+            }
+            all = self.piece().await?.after(all);
+        }
+        panic!("there is always more");
+    }
+
+    /// Does one piece of a sync.
+    async fn piece(&mut self) -> Result<Report, ApplyError> {
+        if !self.failed && !self.pipeline.pacer.is_requested() && !self.pipeline.pacer.is_unfinished() {
             return Ok(Report::default());
         }
         let job = self.pipeline.begin(&self.state, self.now).expect("the worker is here");
@@ -297,7 +322,12 @@ impl Rig {
     }
 }
 
-async fn started(family: IpFamily, kernel: &FakeKernel, settings: &Settings) -> Pipeline<Iptables<FakeKernel>> {
+async fn started(
+    family: IpFamily,
+    kernel: &FakeKernel,
+    settings: &Settings,
+    pieces: Pieces,
+) -> Pipeline<Iptables<FakeKernel>> {
     let mut tools = Tools::probe(kernel.clone(), family).await;
     for _ in 0..10 {
         if tools.is_err() {
@@ -307,6 +337,7 @@ async fn started(family: IpFamily, kernel: &FakeKernel, settings: &Settings) -> 
     let mode = Mode { mark: 0x4000, drop_invalid: true };
     let counters = || Counters { invalid_dropped: true, localhost_accepted: true };
     let backend = Iptables::new(tools.expect("the programs work"), mode, counters);
+    let backend = pieces.of(backend, kernel, family);
     let pace = Pace { min: Duration::ZERO, retry: Duration::from_secs(30), max: Duration::from_secs(3600) };
     Pipeline::new(family, Arc::new(settings.clone()), pace, backend)
 }
@@ -314,9 +345,13 @@ async fn started(family: IpFamily, kernel: &FakeKernel, settings: &Settings) -> 
 /// The rules of a first sync with this state on an empty kernel.
 async fn fresh(rig: &Rig) -> Tables {
     let kernel = FakeKernel::new(Variant::Nft);
-    let mut pipeline = started(rig.family, &kernel, &rig.settings).await;
-    let job = pipeline.begin(&rig.state, Duration::ZERO).unwrap();
-    pipeline.end(job.run().await, Duration::ZERO).unwrap();
+    let mut pipeline = started(rig.family, &kernel, &rig.settings, Pieces::Usual).await;
+    loop {
+        let job = pipeline.begin(&rig.state, Duration::ZERO).unwrap();
+        if pipeline.end(job.run().await, Duration::ZERO).unwrap().remaining == 0 {
+            break;
+        }
+    }
     kernel.tables(rig.family)
 }
 
@@ -470,11 +505,11 @@ proptest! {
 
     #[test]
     fn a_proxy_that_takes_over_disturbs_no_service_that_stays(
-        start in start(), before in moves(0..=0), change in prop::collection::vec(step(), 0..4),
+        start in (start(), pieces()), before in moves(0..=0), change in prop::collection::vec(step(), 0..4),
         seeds in prop::collection::vec(clusters::packet_seed(), 16),
     ) {
         runtime().block_on(async {
-            let mut rig = Rig::after(start, &before).await;
+            let mut rig = Rig::after_in(start, &before).await;
             let old = rig.watch();
             // While no proxy runs, the cluster goes on.
             for step in change.iter().filter(|step| !matches!(step, Step::Flush(_) | Step::Restart(_))) {

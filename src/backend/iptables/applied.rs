@@ -1,14 +1,16 @@
-//! What the kernel is taken to hold, what goes to it together, and what to make of a refusal. Pure:
+//! What the kernel is taken to hold, and what to make of a refusal. Pure:
 //! [`super::apply`] does the writing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::compile::{BaseRules, Style};
-use super::diff::{self, Changes};
-use super::restore::Input;
+use super::batch::{Batch, Staged, StagedBase};
+use super::compile::{self, BaseRules, Style};
+use super::diff::{self, Changes, Held, Part};
+use super::names::ChainName;
+use super::round::{Listing, Round, Turn};
 use super::snapshot::Snapshot;
-use crate::backend::{ApplyError, Report, RuleCount};
+use crate::backend::{ApplyError, RuleCount};
 use crate::model::ServicePortName;
 use crate::plan::{Plan, ServicePlan};
 
@@ -31,6 +33,8 @@ pub(super) struct AppliedService {
     pub(super) style: Arc<Style>,
     /// Whether a failed restore may have left its chains otherwise.
     pub(super) certain: bool,
+    /// Whether rules in shared chains lead to its chains.
+    pub(super) hooked: bool,
     /// How many rules it has.
     pub(super) rules: RuleCount,
 }
@@ -47,34 +51,12 @@ pub(super) enum Trust {
     Everything,
 }
 
-/// One sync under way.
-pub(super) struct Turn<'a> {
-    pub(super) plan: &'a Plan,
-    pub(super) style: Arc<Style>,
-    pub(super) base: BaseRules,
-    /// Present while something must be learnt from the kernel.
-    pub(super) snapshot: Option<Snapshot>,
-    /// Whether all chains were read in this sync.
-    pub(super) has_read: bool,
-    /// Whether, after a refusal, the kernel was found to hold what it is taken to hold.
-    pub(super) verified: bool,
-    /// Service ports of which the kernel refuses the previous rules as well, or the removal.
-    pub(super) left_alone: BTreeSet<ServicePortName>,
-    pub(super) report: Report,
-}
-
-/// Changes that go to the kernel together.
-#[derive(Default)]
-pub(super) struct Batch {
-    pub(super) base: Option<(BaseRules, Changes)>,
-    pub(super) services: Vec<(ServicePortName, Option<Arc<ServicePlan>>, Changes)>,
-    pub(super) lines: usize,
-}
-
 /// Why a pass over the plan ended early.
 pub(super) enum Interrupted {
     /// These Service ports went to the kernel together and were refused.
     Refused { together: Vec<ServicePortName>, suspect: Option<ServicePortName>, reason: String },
+    /// Chains of Service ports cannot be listed over netlink.
+    Unlisted(String),
     /// Everything else.
     Failed(ApplyError),
 }
@@ -88,57 +70,89 @@ impl From<ApplyError> for Interrupted {
 // === impl Applied ===
 
 impl Applied {
-    pub(super) fn stage_base(&self, turn: &mut Turn<'_>) -> Changes {
-        match (&mut turn.snapshot, &self.base) {
-            (Some(snapshot), _) if snapshot.has_chains() => diff::base_from_snapshot(&turn.base, snapshot),
-            (Some(snapshot), old) => diff::base_beside_snapshot(old.as_ref(), &turn.base, snapshot),
-            (None, Some(old)) => diff::base(old, &turn.base),
+    pub(super) fn stage_base(&self, turn: &mut Turn<'_>, batch: &mut Batch) {
+        let Round { base, snapshot, begun, .. } = &mut *turn.round;
+        let changes = match (snapshot.as_mut().filter(|_| !*begun), &self.base) {
+            (Some(snapshot), _) if snapshot.has_chains() => diff::base_from_snapshot(base, snapshot),
+            (Some(snapshot), old) => diff::base_beside_snapshot(old.as_ref(), base, snapshot),
+            (None, Some(old)) => diff::base(old, base),
             (None, None) => Changes::default(),
+        };
+        batch.set_base(&changes, base.clone());
+    }
+
+    /// The plan that a Service port shall have in the kernel.
+    pub(super) fn wanted<'a>(&'a self, name: &ServicePortName, plan: &'a Plan) -> Option<&'a Arc<ServicePlan>> {
+        let new = plan.services().get(name);
+        match (self.refused.get(name), new) {
+            // Still what was refused: what there was before stays.
+            (Some(refused), Some(new)) if refused == new => self.services.get(name).map(|old| &old.plan),
+            _ => new,
         }
     }
 
-    /// Adds what one Service port needs to a batch.
-    pub(super) fn stage(&self, name: &ServicePortName, turn: &mut Turn<'_>, batch: &mut Batch) {
-        if turn.left_alone.contains(name) {
-            return;
+    /// What one Service port needs; `None` if nothing. `fresh` says that it was not looked at in this round.
+    pub(super) fn changes(
+        &self,
+        name: &ServicePortName,
+        turn: &mut Turn<'_>,
+        fresh: bool,
+        part: Part,
+    ) -> Option<Changes> {
+        if turn.round.left_alone.contains(name) {
+            return None;
         }
-        let new = turn.plan.services().get(name);
+        let plan = self.wanted(name, turn.plan);
         let old = self.services.get(name);
-        let plan = match (self.refused.get(name), new) {
-            // Still what was refused: what there was before stays.
-            (Some(refused), Some(new)) if refused == new => old.map(|old| &old.plan),
-            _ => new,
-        };
-        let certain = old.is_none_or(|old| old.certain);
-        let before = old.map(|old| (&*old.plan, &*old.style));
+        let Round { style, snapshot, .. } = &mut *turn.round;
         let same = |old: &AppliedService| {
             let same_plan = plan.is_some_and(|plan| Arc::ptr_eq(plan, &old.plan) || **plan == *old.plan);
-            same_plan && (Arc::ptr_eq(&old.style, &turn.style) || *old.style == *turn.style) && old.certain
+            let same_style = Arc::ptr_eq(&old.style, style) || *old.style == **style;
+            same_plan && same_style && old.certain && old.hooked
         };
-        let changes = match &mut turn.snapshot {
-            Some(snapshot) => {
-                diff::service_from_snapshot(name, before, plan.map(|p| &**p), &turn.style, certain, snapshot)
+        let held = old.map(AppliedService::held);
+        let plan = plan.map(|plan| &**plan);
+        match snapshot.as_mut().filter(|_| fresh) {
+            Some(snapshot) => Some(diff::service_from_snapshot(name, held.as_ref(), plan, style, part, snapshot)),
+            None if old.is_some_and(same) || (old.is_none() && plan.is_none()) => None,
+            None => {
+                let mut changes = diff::service(name, held.as_ref(), plan, style, part);
+                snapshot.iter_mut().for_each(|snapshot| diff::release(&mut changes, snapshot));
+                Some(changes)
             }
-            None if old.is_some_and(same) || (old.is_none() && plan.is_none()) => return,
-            None => diff::service(name, before, plan.map(|p| &**p), &turn.style, certain),
-        };
-        batch.lines += changes.lines();
-        batch.services.push((name.clone(), plan.cloned(), changes));
+        }
+    }
+
+    /// Adds what one Service port needs to a batch. With `chains_first`, one of which the kernel has no rule
+    /// gets its chains only: rules that lead there follow at the end of the round.
+    pub(super) fn stage(&self, name: &ServicePortName, turn: &mut Turn<'_>, batch: &mut Batch, chains_first: bool) {
+        let fresh = turn.round.looks_at(name);
+        let Some(mut changes) = self.changes(name, turn, fresh, Part::Whole) else { return };
+        let mut hooked = true;
+        if chains_first && changes.is_all_new() {
+            hooked = false;
+            changes.insert.clear();
+            turn.round.unhooked.push(name.clone());
+        }
+        let plan = self.wanted(name, turn.plan).cloned();
+        batch.add(name.clone(), plan, hooked, &changes);
     }
 
     /// Before a batch is written: from now on nobody knows. Returns the trust to go back to.
     pub(super) fn doubt(&mut self, batch: &Batch) -> Trust {
         let before = self.trust;
-        self.trust = match (&batch.base, before) {
-            (Some((_, changes)), _) if !changes.is_empty() => Trust::Nothing,
-            (_, trust) => trust.min(Trust::OwnChains),
+        self.trust = match &batch.base {
+            Some(base) if base.is_changed => Trust::Nothing,
+            _ => before.min(Trust::OwnChains),
         };
-        for (name, ..) in &batch.services {
-            if let Some(old) = self.services.get_mut(name) {
-                old.certain = false;
-            }
-        }
+        batch.services.iter().filter(|staged| staged.is_changed).for_each(|staged| self.doubt_one(&staged.name));
         before
+    }
+
+    pub(super) fn doubt_one(&mut self, name: &ServicePortName) {
+        if let Some(old) = self.services.get_mut(name) {
+            old.certain = false;
+        }
     }
 
     /// After a restore that neither succeeded nor was refused: how far it came is unknown.
@@ -151,28 +165,47 @@ impl Applied {
 
     /// After a batch was written: the kernel has it.
     pub(super) fn accept(&mut self, batch: Batch, turn: &mut Turn<'_>) {
-        if let Some((base, changes)) = batch.base {
-            turn.report.rules += changes.rules();
+        if let Some(StagedBase { base, holds, rules, .. }) = batch.base {
+            turn.report.rules += rules;
             self.base = Some(base);
-            self.rules -= std::mem::replace(&mut self.base_rules, changes.holds);
-            self.rules += changes.holds;
+            self.rules -= std::mem::replace(&mut self.base_rules, holds);
+            self.rules += holds;
         }
-        for (name, plan, changes) in batch.services {
-            turn.report.written += usize::from(!changes.is_empty());
-            turn.report.rules += changes.rules();
+        for Staged { name, plan, hooked, holds, rules, is_changed } in batch.services {
+            turn.report.written += usize::from(is_changed);
+            turn.report.rules += rules;
             if self.refused.get(&name).is_some_and(|refused| turn.plan.services().get(&name) != Some(refused)) {
                 self.refused.remove(&name);
             }
             let before = match plan {
                 None => self.services.remove(&name),
                 Some(plan) => {
-                    let (style, rules) = (turn.style.clone(), changes.holds);
-                    self.rules += rules;
-                    self.services.insert(name, AppliedService { plan, style, certain: true, rules })
+                    self.rules += holds;
+                    let style = turn.round.style.clone();
+                    self.services.insert(name, AppliedService { plan, style, certain: true, hooked, rules: holds })
                 }
             };
             self.rules -= before.map(|before| before.rules).unwrap_or_default();
         }
+    }
+
+    /// The chains of Service ports that belong to nobody.
+    pub(super) fn left_chains(&self, round: &Round) -> Vec<ChainName> {
+        let mut left: Vec<ChainName> = match &round.listing {
+            Listing::Known(names) => {
+                let mut is_owned = vec![false; names.len()];
+                for (name, at) in &self.services {
+                    for chain in compile::chain_names(name, &at.plan, &at.style) {
+                        let at = names.binary_search(&chain).ok();
+                        at.and_then(|at| is_owned.get_mut(at)).into_iter().for_each(|is_owned| *is_owned = true);
+                    }
+                }
+                names.iter().zip(is_owned).filter(|(_, is_owned)| !is_owned).map(|(name, _)| name.clone()).collect()
+            }
+            _ => round.snapshot.iter().flat_map(Snapshot::left_chains).cloned().collect(),
+        };
+        left.sort_by_cached_key(|chain| (std::cmp::Reverse(chain.depth()), chain.clone()));
+        left
     }
 
     /// Sets the plan of a Service port aside: what it had before is kept. False if that is so
@@ -200,62 +233,16 @@ impl Applied {
     }
 }
 
-// === impl Turn ===
+// === impl AppliedService ===
 
-impl Turn<'_> {
-    /// Leaves what a Service port has in the kernel as it is, or this sync would never end.
-    pub(super) fn leave_alone(&mut self, name: &ServicePortName, reason: String) {
-        self.left_alone.insert(name.clone());
-        // Of one with a plan it was said already.
-        if !self.plan.services().contains_key(name) {
-            self.report.refused.push((name.clone(), reason));
-        }
-    }
-}
-
-// === impl Batch ===
-
-impl Batch {
-    /// What to do about it when `input`, made from this batch, was refused.
-    pub(super) fn refused(self, input: &Input, reason: String, line: Option<usize>) -> Interrupted {
-        let owner = line.and_then(|line| input.owner_of_line(line));
-        let at = owner.and_then(|owner| owner.checked_sub(usize::from(self.base.is_some())));
-        let suspect = at.and_then(|at| self.services.get(at)).map(|(name, ..)| name.clone());
-        let written = self.services.into_iter().filter(|(.., changes)| !changes.is_empty());
-        let together: Vec<ServicePortName> = written.map(|(name, ..)| name).collect();
-        match together.is_empty() {
-            true => refused_outside("rules that belong to no Service", reason),
-            false => Interrupted::Refused { together, suspect, reason },
-        }
-    }
-
-    pub(super) fn set_base(&mut self, changes: Changes, base: BaseRules) {
-        self.lines += changes.lines();
-        self.base = Some((base, changes));
+impl AppliedService {
+    fn held(&self) -> Held<'_> {
+        Held { plan: &self.plan, style: &self.style, certain: self.certain, hooked: self.hooked }
     }
 }
 
 pub(super) fn refused_outside(what: &str, detail: String) -> Interrupted {
     Interrupted::Failed(ApplyError::Failed { program: format!("iptables-restore ({what})"), detail })
-}
-
-/// Rank of Services whose loss would stop everything else: the API server's, and DNS.
-pub(super) const IMPORTANT: u8 = 1;
-
-/// Rank of a Service port: lower ones are written first.
-pub(super) fn importance(name: &ServicePortName) -> u8 {
-    match (&*name.service.namespace, &*name.service.name, &*name.port) {
-        ("default", "kubernetes", _) => 0,
-        ("kube-system", service, _) if service.contains("dns") => 1,
-        (_, _, "dns" | "dns-tcp") => 1,
-        _ => 2,
-    }
-}
-
-pub(super) fn in_order<'a>(names: impl Iterator<Item = &'a ServicePortName>) -> Vec<ServicePortName> {
-    let mut names: Vec<ServicePortName> = names.cloned().collect();
-    names.sort_by_key(importance);
-    names
 }
 
 /// Splits a refused group: the suspect from the others, or in halves.
@@ -272,8 +259,12 @@ pub(super) fn split(mut together: Vec<ServicePortName>, suspect: Option<ServiceP
     }
 }
 
-/// Whether a rule is commented as one of a Service port.
-pub(super) fn is_commented_for(rule: &str, spn: &str) -> bool {
+/// Whether a rule is commented as one of these Service ports.
+pub(super) fn is_spared(rule: &str, spared: &[String]) -> bool {
+    spared.iter().any(|spn| is_commented_for(rule, spn))
+}
+
+fn is_commented_for(rule: &str, spn: &str) -> bool {
     let Some((_, comment)) = rule.split_once("--comment \"") else { return false };
     comment.strip_prefix(spn).is_some_and(|rest| rest.starts_with([' ', '"']))
 }

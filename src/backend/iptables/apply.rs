@@ -1,19 +1,24 @@
 //! Bringing the kernel to a Plan: the only part of iptables mode that does IO.
 
+mod leftovers;
+mod reading;
+
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::applied::{
-    Applied, Batch, IMPORTANT, Interrupted, Trust, Turn, importance, in_order, is_commented_for, refused_outside, split,
-};
-use super::compile::{self, Shared, Style};
-use super::diff::{self, Changes, JUMPS};
+use tokio::task::JoinHandle;
+
+use super::applied::{Applied, Interrupted, Trust, split};
+use super::batch::{Batch, Feed};
+use super::compile::{self, Style};
+use super::diff::{self, Changes, JUMPS, Part};
 use super::names::ChainName;
 use super::netlink::Counters;
 use super::nft::Chains;
-use super::restore::Input;
+use super::restore::{Input, Owners};
+use super::round::{Listing, Round, Turn};
 use super::ruleset::Table;
 use super::snapshot::Snapshot;
 use super::tools::{RestoreError, Tools, Variant};
@@ -55,9 +60,37 @@ pub struct Iptables<R> {
     /// Looks at the kernel so far.
     looks: usize,
     applied: Applied,
+    piece: Piece,
+    /// What is not finished.
+    round: Option<Round>,
     /// How to read chains of Service ports where the programs take too long for it.
     chains: Option<Arc<dyn Chains>>,
+    /// While their names are being listed.
+    listing: Option<JoinHandle<io::Result<Vec<ChainName>>>>,
 }
+
+/// How much is done in one piece of a sync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Lines in one restore, roughly; with `usize::MAX` all go in one, compiled while it is read.
+    pub lines: usize,
+    /// Chains that are compared.
+    pub chains: usize,
+    /// Lines in one restore that make chains reachable.
+    pub hooks: usize,
+    /// Bytes that are compiled before they are handed over.
+    pub bytes: usize,
+}
+
+/// The legacy kernel swaps the whole table each time: all at once.
+const WHOLE: Piece = Piece { lines: usize::MAX, chains: usize::MAX, hooks: usize::MAX, bytes: 128 * 1024 };
+/// With nftables each restore takes a tenth of a second or two, whatever the size of the cluster; but
+/// what makes chains reachable has the kernel walk all chains that already are.
+const BOUNDED: Piece = Piece { lines: 3_000, chains: 2_000, hooks: 1_000, bytes: 128 * 1024 };
+
+/// About how many bytes rules of one endpoint and of one Service port come to.
+const BYTES_OF_ENDPOINT: usize = 400;
+const BYTES_OF_SERVICE: usize = 1_000;
 
 // === impl Iptables ===
 
@@ -71,44 +104,33 @@ impl<R: Run> Iptables<R> {
     ) -> Iptables<R> {
         let counters = Box::new(counters);
         let (counted, applied) = (Counters::default(), Applied::default());
-        Iptables { tools, settings, counters, counted, large: false, looks: 0, applied, chains: None }
+        let piece = match tools.features.variant {
+            Variant::Legacy => WHOLE,
+            Variant::Nft => BOUNDED,
+        };
+        Iptables {
+            tools,
+            settings,
+            counters,
+            counted,
+            large: false,
+            looks: 0,
+            applied,
+            piece,
+            round: None,
+            chains: None,
+            listing: None,
+        }
+    }
+
+    /// The same, in pieces of another size.
+    pub fn in_pieces(self, piece: Piece) -> Iptables<R> {
+        Iptables { piece, ..self }
     }
 
     /// The same, where the nat table can be read chain by chain without the programs.
     pub fn with_chains(self, chains: impl Chains + 'static) -> Iptables<R> {
         Iptables { chains: Some(Arc::new(chains)), ..self }
-    }
-
-    /// Reads all chains of the nat and filter tables. The nft programs' listing takes minutes where there
-    /// are many, so that those of Service ports are read from the kernel directly, if that is possible.
-    async fn read_all(&self) -> Result<Snapshot, ApplyError> {
-        let Some(chains) = self.chains.clone() else { return self.tools.read_all().await };
-        let fixed = self.tools.read_fixed().await?;
-        let read = tokio::task::spawn_blocking(move || with_own_chains(fixed, &*chains)).await;
-        match read.unwrap_or_else(|panic| Err(panic.into())) {
-            Ok(snapshot) => Ok(snapshot),
-            Err(error) => {
-                tracing::debug!(%error, "cannot read chains over netlink; asking the iptables programs");
-                self.tools.read_all().await
-            }
-        }
-    }
-
-    async fn read_shared(&self) -> Result<Snapshot, ApplyError> {
-        match self.tools.read_shared().await? {
-            Some(snapshot) => Ok(snapshot),
-            // Then nothing there can be trusted.
-            None => self.read_all().await,
-        }
-    }
-
-    /// How many lines go into one restore at most. The legacy kernel swaps the whole table each
-    /// time, so few big ones; with nftables a big input takes more than its share.
-    fn lines_per_restore(&self) -> usize {
-        match self.tools.features.variant {
-            Variant::Legacy => usize::MAX,
-            Variant::Nft => 3_000,
-        }
     }
 
     fn style(&mut self, plan: &Plan) -> Style {
@@ -123,58 +145,147 @@ impl<R: Run> Iptables<R> {
         self.tools.features.variant == Variant::Legacy || !self.large || self.chains.is_some()
     }
 
-    /// Whether shared chains lack what they are taken to hold: then somebody else was there, and a
-    /// refusal may be no fault of the Service. Chains of Service ports cannot be removed, nor all be
-    /// flushed, without a trace there.
-    async fn has_drifted(&self) -> Result<bool, ApplyError> {
-        let mut snapshot = self.read_shared().await?;
-        if snapshot.has_chains() {
-            return Ok(true);
+    /// Learns from the kernel what must be known first.
+    async fn begin(&mut self, turn: &mut Turn<'_>) -> Result<(), Interrupted> {
+        match self.applied.trust {
+            Trust::Everything => {}
+            Trust::OwnChains => match self.tools.read_shared().await? {
+                Some(snapshot) => turn.round.snapshot = Some(snapshot),
+                // Then nothing there can be trusted.
+                None => self.read_all(turn.round).await?,
+            },
+            Trust::Nothing => self.read_all(turn.round).await?,
         }
-        let tail = self.applied.base.iter().flat_map(|base| &base.tail);
-        let has_tail = tail.map(ToString::to_string).all(|rule| snapshot.tick_off(Shared::NatServices, &rule));
-        let mut services = self.applied.services.iter();
-        Ok(!has_tail || !services.all(|(name, at)| diff::shares(name, &at.plan, &at.style, &mut snapshot)))
+        turn.round.has_read |= turn.round.snapshot.as_ref().is_some_and(Snapshot::has_chains);
+        Ok(())
     }
 
-    async fn pass(
-        &mut self,
-        turn: &mut Turn<'_>,
-        names: &[ServicePortName],
-        apart: &[Vec<ServicePortName>],
-    ) -> Result<(), Interrupted> {
-        turn.snapshot = match self.applied.trust {
-            Trust::Everything => None,
-            Trust::OwnChains => Some(self.read_shared().await?),
-            Trust::Nothing => Some(self.read_all().await?),
-        };
-        turn.has_read |= turn.snapshot.as_ref().is_some_and(Snapshot::has_chains);
-        let alone: BTreeSet<&ServicePortName> = apart.iter().flatten().collect();
+    /// Does one piece of a round, with these Service ports first. The round is over when none remains.
+    async fn go_on(&mut self, turn: &mut Turn<'_>, first: &[ServicePortName]) -> Result<Progress, Interrupted> {
+        let piece = self.piece;
         let mut batch = Batch::default();
         let mut began = Instant::now();
-        batch.set_base(self.applied.stage_base(turn), turn.base.clone());
-        for name in names.iter().filter(|name| !alone.contains(name)) {
-            // The most important Services do not wait for the many others.
-            let important_done = turn.snapshot.is_some() && batch.base.is_some() && importance(name) > IMPORTANT;
-            if important_done || batch.lines >= self.lines_per_restore() {
-                turn.report.diffing += began.elapsed();
-                self.write(std::mem::take(&mut batch), turn).await?;
-                began = Instant::now();
-            }
-            self.applied.stage(name, turn, &mut batch);
+        let mut names = first.to_vec();
+        let is_first = !turn.round.begun;
+        if is_first {
+            self.begin(turn).await?;
         }
-        turn.report.diffing += began.elapsed();
-        self.write(batch, turn).await?;
-        for group in apart {
+        self.applied.stage_base(turn, &mut batch);
+        if is_first {
+            turn.round.begun = true;
+            names.extend(turn.round.important().into_iter().filter(|name| !first.contains(name)));
+        }
+        self.read_own(turn, &names).await;
+        names.iter().for_each(|name| self.applied.stage(name, turn, &mut batch, false));
+        let (mut lines, mut chains) = (batch.lines, 0);
+        // What has changed, and the most important Services, do not wait for the many others.
+        if turn.round.snapshot.is_some() {
+            self.write(std::mem::take(&mut batch), turn, began).await?;
+            began = Instant::now();
+        }
+        if piece.lines == usize::MAX && !turn.round.has_seen_all() {
+            self.feed(std::mem::take(&mut batch), turn, began).await?;
+        }
+        if !turn.round.has_seen_all() {
+            self.await_listing(turn).await?;
+        }
+        let chains_first = self.writes_chains_first(turn);
+        // Little by little: how much there is to write shows only when it is compared.
+        while !turn.round.has_seen_all() && lines < piece.lines && chains < piece.chains {
+            let names = turn.round.next(turn.plan, (piece.chains / 8).max(1));
+            self.read_own(turn, &names).await;
+            let before = batch.lines;
+            names.iter().for_each(|name| self.applied.stage(name, turn, &mut batch, chains_first));
+            lines += batch.lines - before;
+            chains += (piece.chains / 8).max(1);
+        }
+        self.write(batch, turn, began).await?;
+        if !turn.round.has_seen_all() {
+            return Ok(Progress::Unfinished);
+        }
+        self.hook(turn, piece, &mut lines).await?;
+        if !turn.round.unhooked.is_empty() {
+            return Ok(Progress::Unfinished);
+        }
+        while let Some(group) = turn.round.apart.pop() {
+            began = Instant::now();
+            // Back, as long as they have not been looked at.
+            turn.round.apart.push(group.clone());
+            self.read_own(turn, &group).await;
             let mut batch = Batch::default();
-            for name in group {
-                self.applied.stage(name, turn, &mut batch);
-            }
-            self.write(batch, turn).await?;
+            group.iter().for_each(|name| self.applied.stage(name, turn, &mut batch, false));
+            turn.round.apart.retain(|group| !group.is_empty());
+            self.write(batch, turn, began).await?;
         }
-        self.remove_leftovers(turn).await?;
+        self.await_listing(turn).await?;
+        if self.remove_left_rules(turn, piece).await? == Progress::Unfinished
+            || self.remove_left_chains(turn, piece).await? == Progress::Unfinished
+        {
+            return Ok(Progress::Unfinished);
+        }
         self.applied.trust = Trust::Everything;
+        Ok(Progress::Finished)
+    }
+
+    /// Whether most of what there shall be is missing. Then chains come first and rules that lead there last:
+    /// for each rule that is added, the nft kernel walks through all that packets may reach by then.
+    fn writes_chains_first(&self, turn: &Turn<'_>) -> bool {
+        match &turn.round.listing {
+            Listing::Known(names) => {
+                let wanted = turn.plan.endpoints() + turn.plan.services().len();
+                wanted > self.piece.hooks && names.len() < wanted / 2
+            }
+            Listing::Read | Listing::Running => false,
+        }
+    }
+
+    /// Makes chains reachable that are written.
+    async fn hook(&mut self, turn: &mut Turn<'_>, piece: Piece, lines: &mut usize) -> Result<(), Interrupted> {
+        while !turn.round.unhooked.is_empty() && *lines < piece.lines {
+            let began = Instant::now();
+            let mut batch = Batch::default();
+            while batch.lines < piece.hooks
+                && let Some(name) = turn.round.unhooked.pop()
+            {
+                self.applied.stage(&name, turn, &mut batch, false);
+            }
+            // One of these restores takes as long as one of the others.
+            *lines = lines.saturating_add(piece.lines);
+            self.write(batch, turn, began).await?;
+        }
         Ok(())
+    }
+
+    /// Writes all that is pending, in one restore that is compiled while it is read.
+    async fn feed(&mut self, batch: Batch, turn: &mut Turn<'_>, began: Instant) -> Result<(), Interrupted> {
+        let before = self.applied.doubt(&batch);
+        let about = turn.plan.endpoints() * BYTES_OF_ENDPOINT + turn.plan.services().len() * BYTES_OF_SERVICE;
+        let mut feed = Feed::new(&mut self.applied, turn, batch, self.piece.bytes);
+        let first = feed.next();
+        let diffing = began.elapsed();
+        let is_empty = first.is_none();
+        let mut first = first;
+        let result = match is_empty {
+            true => Ok(()),
+            false => self.tools.restore(about, &mut || first.take().or_else(|| feed.next())).await,
+        };
+        let (batch, owners, bytes) = feed.end();
+        turn.report.diffing += diffing;
+        turn.report.restores += usize::from(!is_empty);
+        turn.report.bytes += bytes;
+        self.written(batch, turn, before, result, &owners)
+    }
+
+    /// Chains that belonged to nobody may belong to a Service port that has changed since.
+    fn keep_chains(&self, round: &mut Round, changed: &[ServicePortName], plan: &Plan) {
+        let Some(left) = &mut round.left_chains else { return };
+        for name in changed {
+            for chain in
+                plan.services().get(name).into_iter().flat_map(|plan| compile::chain_names(name, plan, &round.style))
+            {
+                left.retain(|known| *known != chain);
+            }
+        }
     }
 
     /// Whether a built-in chain has all of our jumps.
@@ -197,158 +308,131 @@ impl<R: Run> Iptables<R> {
         Ok(())
     }
 
-    async fn write(&mut self, batch: Batch, turn: &mut Turn<'_>) -> Result<(), Interrupted> {
-        let base = batch.base.as_ref().map(|(_, changes)| changes);
-        let changes = base.into_iter().chain(batch.services.iter().map(|(.., changes)| changes));
-        let input = Input::render(changes);
-        if !input.is_empty() {
-            let before = self.applied.doubt(&batch);
-            turn.report.restores += 1;
-            turn.report.bytes += input.text.len();
-            match self.tools.restore(&input.text).await {
-                Ok(()) => self.applied.trust = before,
-                Err(RestoreError::Other(error)) => return Err(self.applied.lost(error)),
-                Err(RestoreError::Refused { detail, line }) => {
-                    turn.report.refusals += 1;
-                    return Err(batch.refused(&input, detail, line));
-                }
+    async fn write(&mut self, mut batch: Batch, turn: &mut Turn<'_>, began: Instant) -> Result<(), Interrupted> {
+        turn.report.diffing += began.elapsed();
+        if batch.draft.is_empty() {
+            self.applied.accept(batch, turn);
+            return Ok(());
+        }
+        let before = self.applied.doubt(&batch);
+        let mut owners = Owners::default();
+        let text = batch.draft.take(&mut owners, false);
+        turn.report.restores += 1;
+        turn.report.bytes += text.len();
+        let result = self.tools.restore_text(&text).await;
+        self.written(batch, turn, before, result, &owners)
+    }
+
+    /// What to make of it that a batch was written.
+    fn written(
+        &mut self,
+        batch: Batch,
+        turn: &mut Turn<'_>,
+        before: Trust,
+        result: Result<(), RestoreError>,
+        owners: &Owners,
+    ) -> Result<(), Interrupted> {
+        match result {
+            Ok(()) => self.applied.trust = before,
+            Err(RestoreError::Other(error)) => return Err(self.applied.lost(error)),
+            Err(RestoreError::Refused { detail, line }) => {
+                turn.report.refusals += 1;
+                return Err(batch.refused(owners, detail, line));
             }
         }
         self.applied.accept(batch, turn);
         Ok(())
     }
+}
 
-    /// Removes what the snapshot holds and nobody claimed: rules of shared chains first, then
-    /// chains of Service ports, which are emptied before any is removed, because they refer to
-    /// each other.
-    async fn remove_leftovers(&mut self, turn: &mut Turn<'_>) -> Result<(), Interrupted> {
-        let Some(snapshot) = turn.snapshot.take() else { return Ok(()) };
-        // Where the previous rules are known, those are claimed, and the rest may go.
-        let unknown = self.applied.refused.keys().filter(|name| !self.applied.services.contains_key(name));
-        let spared = unknown.chain(&turn.left_alone);
-        let spared: Vec<String> = spared.map(ToString::to_string).collect();
-        let is_spared = |rule: &str| spared.iter().any(|spn| is_commented_for(rule, spn));
-        let limit = self.lines_per_restore();
-        let mut steps: Vec<Changes> = Vec::new();
-        let mut deletes = Changes::default();
-        for (shared, rule, count) in snapshot.left_rules().filter(|(_, rule, _)| !is_spared(rule)) {
-            let rule = (shared.table(), shared.chain(), rule.to_owned());
-            deletes.delete.extend(std::iter::repeat_n(rule, count));
-            if deletes.delete.len() >= limit {
-                steps.push(std::mem::take(&mut deletes));
-            }
-        }
-        steps.push(deletes);
-        // Which chains the spared rules lead to is not known: then all stay.
-        if !snapshot.left_rules().any(|(_, rule, _)| is_spared(rule)) {
-            let mut chains: Vec<_> = snapshot.left_chains().cloned().collect();
-            chains.sort();
-            let size = limit.min(chains.len().max(1));
-            let pieces = || chains.chunks(size);
-            steps.extend(pieces().map(|piece| Changes {
-                replace: piece.iter().map(|chain| (Table::Nat, chain.clone(), Vec::new())).collect(),
-                ..Changes::default()
-            }));
-            steps.extend(pieces().map(|piece| Changes {
-                remove: piece.iter().map(|chain| (Table::Nat, chain.clone())).collect(),
-                ..Changes::default()
-            }));
-        }
-        steps.reverse();
-        while let Some(step) = steps.pop() {
-            if step.is_empty() {
-                continue;
-            }
-            let input = Input::render(std::iter::once(&step));
-            turn.report.restores += 1;
-            turn.report.bytes += input.text.len();
-            let trust = std::mem::take(&mut self.applied.trust);
-            match self.tools.restore(&input.text).await {
-                Ok(()) => {}
-                Err(RestoreError::Other(error)) => return Err(self.applied.lost(error)),
-                // Somebody else's rule leads to one of these chains: it stays, empty, and the
-                // others go.
-                Err(RestoreError::Refused { .. }) if !step.remove.is_empty() => {
-                    turn.report.refusals += 1;
-                    steps.extend(step.halved_removal().into_iter().flatten());
-                }
-                Err(RestoreError::Refused { detail, .. }) => {
-                    return Err(refused_outside("removal of leftovers", detail));
-                }
-            }
-            self.applied.trust = trust;
-        }
-        Ok(())
-    }
+/// Whether a round is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    Finished,
+    Unfinished,
 }
 
 impl<R: Run> Backend for Iptables<R> {
     async fn sync(&mut self, plan: &Plan, scope: &Scope) -> Result<Report, ApplyError> {
         let whole = !matches!(scope, Scope::Services(_));
-        if whole || self.applied.trust == Trust::Nothing {
+        if whole || (self.applied.trust == Trust::Nothing && self.round.is_none()) {
             self.counted = (self.counters)();
         }
         let style = Arc::new(self.style(plan));
         if *scope == Scope::Audit && self.can_audit() {
             self.applied.trust = Trust::Nothing;
         }
-        let restyled = self.applied.services.values().next().is_some_and(|applied| *applied.style != *style);
-        let mut turn = Turn {
-            plan,
-            base: compile::base(&plan.node, &style),
-            style,
-            snapshot: None,
-            has_read: false,
-            verified: false,
-            left_alone: BTreeSet::new(),
-            report: Report::default(),
-        };
         self.applied.forget_refused_without_plan(plan);
-        // Groups of Service ports that must go to the kernel apart from all others, because some of
-        // them was refused. Every refusal makes a group smaller, so this ends.
-        let mut apart: Vec<Vec<ServicePortName>> = Vec::new();
-        if whole {
-            apart.extend(std::mem::take(&mut self.applied.refused).into_keys().map(|name| vec![name]));
-        }
-        loop {
-            let names = match scope {
-                Scope::Services(names) if self.applied.trust == Trust::Everything && !restyled && apart.is_empty() => {
-                    in_order(names.iter())
+        let mut round = match self.round.take().filter(|round| !whole && round.style == style) {
+            Some(mut round) => {
+                round.base = compile::base(&plan.node, &style);
+                round
+            }
+            None => {
+                let restyled = self.applied.services.values().next().is_some_and(|applied| *applied.style != *style);
+                let base = compile::base(&plan.node, &style);
+                let mut round = Round::new(style, base);
+                if whole {
+                    let refused = std::mem::take(&mut self.applied.refused);
+                    round.apart.extend(refused.into_keys().map(|name| vec![name]));
                 }
-                _ => in_order(
-                    plan.services().keys().chain(self.applied.services.keys()).collect::<BTreeSet<_>>().into_iter(),
-                ),
+                if whole || restyled || self.applied.trust != Trust::Everything {
+                    round.restart(plan.services().keys().chain(self.applied.services.keys()));
+                }
+                round
+            }
+        };
+        let mut first = match scope {
+            Scope::Services(names) => names.iter().cloned().collect(),
+            Scope::Everything | Scope::Audit => Vec::new(),
+        };
+        self.keep_chains(&mut round, &first, plan);
+        let mut turn = Turn { plan, round: &mut round, report: Report::default() };
+        let progress = loop {
+            let interrupted = match self.go_on(&mut turn, &first).await {
+                Ok(progress) => break progress,
+                Err(interrupted) => interrupted,
             };
-            match self.pass(&mut turn, &names, &apart).await {
-                Ok(()) => break,
-                Err(Interrupted::Failed(error)) => return Err(error),
-                Err(Interrupted::Refused { together, suspect, reason }) => {
-                    apart.retain(|group| *group != together);
+            first.clear();
+            match interrupted {
+                Interrupted::Failed(error) => return Err(error),
+                Interrupted::Unlisted(error) => {
+                    tracing::debug!(%error, "cannot list chains over netlink; asking the iptables programs");
+                    turn.round.is_listed_by_programs = true;
+                }
+                Interrupted::Refused { together, suspect, reason } => {
+                    turn.round.apart.retain(|group| *group != together);
                     match together.as_slice() {
                         // What seems wrong with one may be that the kernel does not hold what it is
                         // taken to hold.
-                        [_] if !turn.has_read && !turn.verified => {
-                            turn.verified = true;
+                        [_] if !turn.round.has_read && !turn.round.verified => {
+                            turn.round.verified = true;
                             if self.has_drifted().await? {
                                 self.applied.trust = Trust::Nothing;
                             }
-                            apart.push(together);
+                            turn.round.apart.push(together);
                         }
                         [culprit] if self.applied.set_aside(culprit, &reason, &mut turn) => {}
                         // To remove it, or to leave it as it was, is refused as well.
-                        [_] if !turn.has_read => {
+                        [_] if !turn.round.has_read => {
                             self.applied.trust = Trust::Nothing;
-                            apart.push(together);
+                            turn.round.apart.push(together);
                         }
                         [culprit] => turn.leave_alone(culprit, reason),
-                        _ => apart.extend(split(together, suspect)),
+                        _ => turn.round.apart.extend(split(together, suspect)),
                     }
                 }
             }
+            turn.round.restart(plan.services().keys().chain(self.applied.services.keys()));
+        };
+        let mut report = turn.report;
+        if progress == Progress::Unfinished {
+            report.remaining = round.remaining().max(1);
+            self.round = Some(round);
         }
-        turn.report.set_aside = self.applied.refused.len();
-        turn.report.holds = self.applied.rules;
-        Ok(turn.report)
+        report.set_aside = self.applied.refused.len();
+        report.holds = self.applied.rules;
+        Ok(report)
     }
 
     async fn check(&mut self) -> Result<Intact, ApplyError> {
@@ -373,20 +457,12 @@ impl<R: Run> Backend for Iptables<R> {
     }
 }
 
-/// Adds the chains of Service ports to what was read of the others. Blocks.
-fn with_own_chains(mut snapshot: Snapshot, chains: &dyn Chains) -> io::Result<Snapshot> {
-    let mut own = Vec::new();
-    chains.names(&mut |name| own.extend(Some(ChainName::from(name)).filter(ChainName::is_per_service)))?;
-    own.iter().for_each(|chain| snapshot.declare(Table::Nat, chain.clone()));
-    chains.rules(&own, &mut |chain, rule| snapshot.add_own(Table::Nat, chain.clone(), rule))?;
-    Ok(snapshot)
-}
-
 /// What the first restore into an empty kernel would be, all in one.
 pub fn first_input(plan: &Plan, settings: &Settings, random_fully: bool, counters: Counters) -> String {
     let style = style(&plan.node, plan.endpoints() > LARGE_CLUSTER_ENDPOINTS, settings, random_fully, counters);
     let base = diff::base_from_snapshot(&compile::base(&plan.node, &style), &mut Snapshot::new(true));
-    let services = plan.services().iter().map(|(name, plan)| diff::service(name, None, Some(plan), &style, true));
+    let services =
+        plan.services().iter().map(|(name, plan)| diff::service(name, None, Some(plan), &style, Part::Whole));
     let changes: Vec<Changes> = std::iter::once(base).chain(services).collect();
     Input::render(changes.iter()).text
 }

@@ -173,7 +173,18 @@ fn loopback(family: IpFamily) -> IpNet {
 
 /// Compiles one Service port.
 pub fn service(name: &ServicePortName, plan: &ServicePlan, style: &Style) -> ServiceRules {
-    Compiler { spn: name.to_string(), protocol: name.protocol, chains: ServiceChains::new(name), plan, style }.compile()
+    let compiler = Compiler::new(name, plan, style);
+    ServiceRules { chains: compiler.chains(), shared: compiler.shared() }
+}
+
+/// Compiles what one Service port has in shared chains.
+pub fn shared(name: &ServicePortName, plan: &ServicePlan, style: &Style) -> Vec<(Shared, Rule)> {
+    Compiler::new(name, plan, style).shared()
+}
+
+/// The names of the chains of one Service port.
+pub fn chain_names(name: &ServicePortName, plan: &ServicePlan, style: &Style) -> impl Iterator<Item = ChainName> {
+    Compiler::new(name, plan, style).chains().into_iter().map(|(chain, _)| chain)
 }
 
 struct Compiler<'a> {
@@ -184,24 +195,33 @@ struct Compiler<'a> {
     style: &'a Style,
 }
 
-impl Compiler<'_> {
-    fn compile(&self) -> ServiceRules {
-        let mut rules = ServiceRules::default();
+impl<'a> Compiler<'a> {
+    fn new(name: &ServicePortName, plan: &'a ServicePlan, style: &'a Style) -> Compiler<'a> {
+        Compiler { spn: name.to_string(), protocol: name.protocol, chains: ServiceChains::new(name), plan, style }
+    }
+
+    fn shared(&self) -> Vec<(Shared, Rule)> {
+        let mut shared = Vec::new();
         for frontend in &self.plan.frontends {
-            self.capture(frontend, &mut rules.shared);
+            self.capture(frontend, &mut shared);
         }
         if let Some(port) = self.plan.health_check.as_ref().map(|check| check.node_port) {
             let rule = Rule::to(Target::Accept)
                 .comment(format!("{} health check node port", self.spn))
                 .transport(Protocol::Tcp, Some(port));
-            rules.shared.push((Shared::FilterNodePorts, rule));
+            shared.push((Shared::FilterNodePorts, rule));
         }
-        self.external(&mut rules);
-        self.firewall(&mut rules);
-        self.pool(PoolKind::Cluster, &mut rules);
-        self.pool(PoolKind::Local, &mut rules);
-        self.endpoints(&mut rules);
-        rules
+        shared
+    }
+
+    fn chains(&self) -> Vec<(ChainName, Vec<Rule>)> {
+        let mut chains = Vec::new();
+        self.external(&mut chains);
+        self.firewall(&mut chains);
+        self.pool(PoolKind::Cluster, &mut chains);
+        self.pool(PoolKind::Local, &mut chains);
+        self.endpoints(&mut chains);
+        chains
     }
 
     /// Rules in shared chains that catch the packets of one frontend.
@@ -286,7 +306,7 @@ impl Compiler<'_> {
     }
 
     /// KUBE-EXT: what happens to packets for external addresses, by their source.
-    fn external(&self, rules: &mut ServiceRules) {
+    fn external(&self, chains: &mut Vec<(ChainName, Vec<Rule>)>) {
         let external = self.plan.frontends.iter().find(|frontend| !matches!(frontend.listen, Listen::ClusterIp(..)));
         let Some(frontend) = external else { return };
         if frontend.sole_action().is_some_and(|action| !matches!(action, Action::Balance { .. })) {
@@ -318,11 +338,11 @@ impl Compiler<'_> {
                 }
             }
         }
-        rules.chains.push((self.chains.external(), chain));
+        chains.push((self.chains.external(), chain));
     }
 
     /// KUBE-FW: lets allowed sources through; the rest goes on untranslated, into the filter table.
-    fn firewall(&self, rules: &mut ServiceRules) {
+    fn firewall(&self, chains: &mut Vec<(ChainName, Vec<Rule>)>) {
         let Some(allowed) = self.plan.frontends.iter().find_map(|frontend| frontend.allow_from.as_ref()) else {
             return;
         };
@@ -332,11 +352,11 @@ impl Compiler<'_> {
         let mut chain: Vec<Rule> = allowed.iter().map(pass).collect();
         let rest = format!("other traffic to {} will be dropped by {}", self.spn, names::PROXY_FIREWALL);
         chain.push(Rule::default().comment(rest));
-        rules.chains.push((self.chains.firewall(), chain));
+        chains.push((self.chains.firewall(), chain));
     }
 
     /// KUBE-SVC or KUBE-SVL: picks an endpoint of a pool.
-    fn pool(&self, kind: PoolKind, rules: &mut ServiceRules) {
+    fn pool(&self, kind: PoolKind, chains: &mut Vec<(ChainName, Vec<Rule>)>) {
         let pool = self.plan.pool(kind);
         if pool.is_empty() {
             return;
@@ -366,7 +386,7 @@ impl Compiler<'_> {
                 Ok(left) => rule.with(Match::OneIn(left)),
             });
         }
-        rules.chains.push((self.pool_chain(kind), chain));
+        chains.push((self.pool_chain(kind), chain));
     }
 
     /// First rule of the chain that takes cluster IP traffic: marks what must be masqueraded.
@@ -387,7 +407,7 @@ impl Compiler<'_> {
     }
 
     /// KUBE-SEP: translates to one endpoint.
-    fn endpoints(&self, rules: &mut ServiceRules) {
+    fn endpoints(&self, chains: &mut Vec<(ChainName, Vec<Rule>)>) {
         for backend in self.plan.backends() {
             let name = self.chains.endpoint(&backend);
             let rule = |target| match self.style.large_cluster {
@@ -400,7 +420,7 @@ impl Compiler<'_> {
             if self.plan.affinity_seconds.is_some() {
                 translate = translate.with(Match::Remember { list: name.clone(), family: self.style.family });
             }
-            rules.chains.push((name, vec![hairpin, translate.transport(self.protocol, None)]));
+            chains.push((name, vec![hairpin, translate.transport(self.protocol, None)]));
         }
     }
 

@@ -30,7 +30,32 @@ pub struct Changes {
     pub holds: RuleCount,
 }
 
+/// What the kernel is taken to hold of a Service port.
+#[derive(Clone, Copy, Debug)]
+pub struct Held<'a> {
+    /// The plan its rules follow.
+    pub plan: &'a ServicePlan,
+    /// Their style.
+    pub style: &'a Style,
+    /// Whether its chains hold what they should; if not, all are written anew.
+    pub certain: bool,
+    /// Whether rules in shared chains lead to them.
+    pub hooked: bool,
+}
+
+/// Of which tables changes are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// All.
+    Whole,
+    /// The filter table's only.
+    Filter,
+    /// The nat table's only.
+    Nat,
+}
+
 /// Compiled rules of a Service port as texts, ready to be compared.
+#[derive(Default)]
 struct Texts {
     chains: Vec<(ChainName, Vec<String>)>,
     shared: Vec<(Shared, String)>,
@@ -62,6 +87,13 @@ impl Changes {
         count
     }
 
+    /// Whether nothing of what there shall be is there: neither chains as they shall be, nor any rule that
+    /// leads to them.
+    pub fn is_all_new(&self) -> bool {
+        let Changes { create, delete, append, remove, .. } = self;
+        create.is_empty() && delete.is_empty() && append.is_empty() && remove.is_empty() && self.rules() == self.holds
+    }
+
     /// How many lines they come to, roughly.
     pub fn lines(&self) -> usize {
         let replaced: usize = self.replace.iter().map(|(_, _, rules)| rules.len() + 1).sum();
@@ -81,15 +113,29 @@ impl Changes {
 // === impl Texts ===
 
 impl Texts {
-    fn of(name: &ServicePortName, plan: Option<&ServicePlan>, style: &Style) -> Texts {
-        let ServiceRules { chains, shared } = match plan {
-            Some(plan) => compile::service(name, plan, style),
-            None => ServiceRules::default(),
+    fn of(name: &ServicePortName, plan: &ServicePlan, style: &Style, part: Part) -> Texts {
+        let ServiceRules { chains, shared } = match part {
+            Part::Filter => ServiceRules { chains: Vec::new(), shared: compile::shared(name, plan, style) },
+            Part::Whole | Part::Nat => compile::service(name, plan, style),
         };
+        let is_wanted = |shared: Shared| match part {
+            Part::Whole => true,
+            Part::Filter => shared.table() == Table::Filter,
+            Part::Nat => shared.table() == Table::Nat,
+        };
+        let shared = shared.into_iter().filter(|(shared, _)| is_wanted(*shared));
         Texts {
             chains: chains.into_iter().map(|(chain, rules)| (chain, texts(&rules))).collect(),
-            shared: shared.into_iter().map(|(shared, rule)| (shared, rule.to_string())).collect(),
+            shared: shared.map(|(shared, rule)| (shared, rule.to_string())).collect(),
         }
+    }
+
+    fn held(name: &ServicePortName, held: Option<&Held<'_>>, part: Part) -> Texts {
+        let mut texts = held.map(|held| Texts::of(name, held.plan, held.style, part)).unwrap_or_default();
+        if held.is_some_and(|held| !held.hooked) {
+            texts.shared.clear();
+        }
+        texts
     }
 }
 
@@ -123,20 +169,17 @@ fn texts(rules: &[Rule]) -> Vec<String> {
     rules.iter().map(ToString::to_string).collect()
 }
 
-/// From one plan of a Service port to another; `None` is a port without rules. If the kernel is
-/// not known to hold the old chains (`certain` is false), all new ones are written.
+/// From one plan of a Service port to another; `None` is a port without rules.
 pub fn service(
     name: &ServicePortName,
-    old: Option<(&ServicePlan, &Style)>,
+    held: Option<&Held<'_>>,
     new: Option<&ServicePlan>,
     style: &Style,
-    certain: bool,
+    part: Part,
 ) -> Changes {
-    let old = match old {
-        Some((plan, style)) => Texts::of(name, Some(plan), style),
-        None => Texts { chains: Vec::new(), shared: Vec::new() },
-    };
-    let new = Texts::of(name, new, style);
+    let old = Texts::held(name, held, part);
+    let certain = held.is_none_or(|held| held.certain);
+    let new = new.map(|new| Texts::of(name, new, style, part)).unwrap_or_default();
     let holds = new.count();
     let mut changes = Changes { holds, ..own_chains(&old.chains, new.chains, certain) };
     let mut surplus: BTreeMap<(Shared, String), usize> = BTreeMap::new();
@@ -176,16 +219,16 @@ fn own_chains(old: &[(ChainName, Vec<String>)], new: Vec<(ChainName, Vec<String>
 
 /// From what the kernel was seen to hold to the plan of a Service port. Its rules in shared chains
 /// are ticked off in the snapshot: what is left there in the end belongs to nobody.
-/// `old` is the plan the kernel's chains of the port are known to follow, if that is known.
+/// `held` is what the kernel's chains of the port are known to follow, if that is known.
 pub fn service_from_snapshot(
     name: &ServicePortName,
-    old: Option<(&ServicePlan, &Style)>,
+    held: Option<&Held<'_>>,
     new: Option<&ServicePlan>,
     style: &Style,
-    certain: bool,
+    part: Part,
     snapshot: &mut Snapshot,
 ) -> Changes {
-    let new_texts = Texts::of(name, new, style);
+    let new_texts = new.map(|new| Texts::of(name, new, style, part)).unwrap_or_default();
     let holds = new_texts.count();
     let mut old_shared = Vec::new();
     let mut changes = if snapshot.has_chains() {
@@ -197,9 +240,9 @@ pub fn service_from_snapshot(
         }
         changes
     } else {
-        let old = Texts::of(name, old.map(|(plan, _)| plan), old.map_or(style, |(_, style)| style));
+        let old = Texts::held(name, held, part);
         old_shared = old.shared;
-        own_chains(&old.chains, new_texts.chains, certain)
+        own_chains(&old.chains, new_texts.chains, held.is_none_or(|held| held.certain))
     };
     changes.holds = holds;
     for (shared, rule) in new_texts.shared.into_iter().rev() {
@@ -216,9 +259,24 @@ pub fn service_from_snapshot(
     changes
 }
 
+/// Lets go of the chains that are removed: rules may be left that lead there and belong to nobody.
+pub fn release(changes: &mut Changes, snapshot: &mut Snapshot) {
+    if changes.remove.is_empty() {
+        return;
+    }
+    let leads_there = |rule: &str| {
+        let target = rule.rsplit_once("-j ").map(|(_, target)| ChainName::from(target));
+        target.is_some_and(|target| changes.remove.iter().any(|(_, chain)| *chain == target))
+    };
+    for shared in Shared::ALL.into_iter().filter(|shared| shared.table() == Table::Nat) {
+        let left = snapshot.take_left(shared, leads_there).into_iter();
+        changes.delete.extend(left.map(|rule| (shared.table(), shared.chain(), rule)));
+    }
+}
+
 /// Whether shared chains hold the rules of a Service port, which are ticked off.
 pub fn shares(name: &ServicePortName, plan: &ServicePlan, style: &Style, snapshot: &mut Snapshot) -> bool {
-    let rules = compile::service(name, plan, style).shared;
+    let rules = compile::shared(name, plan, style);
     rules.into_iter().all(|(shared, rule)| snapshot.tick_off(shared, &rule.to_string()))
 }
 

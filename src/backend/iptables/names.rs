@@ -97,6 +97,14 @@ impl ChainName {
         }
     }
 
+    /// How many chains of a Service port a packet may have passed before this one, going by its name:
+    /// chains refer to deeper ones only.
+    pub fn depth(&self) -> usize {
+        let depths = [("KUBE-FW-", 0), ("KUBE-EXT-", 1), ("KUBE-SVC-", 2), ("KUBE-SVL-", 2)];
+        let of_kind = depths.iter().find(|(prefix, _)| self.as_bytes().starts_with(prefix.as_bytes()));
+        of_kind.map_or(3, |(_, depth)| *depth)
+    }
+
     /// Whether the chain belongs to some Service port, going by its name.
     pub fn is_per_service(&self) -> bool {
         SERVICE_PREFIXES.iter().any(|prefix| self.as_bytes().starts_with(prefix.as_bytes()))

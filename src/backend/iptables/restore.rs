@@ -1,6 +1,7 @@
 //! Input of `iptables-restore --noflush`.
 
 use super::diff::Changes;
+use super::names::ChainName;
 use super::ruleset::Table;
 
 /// Text for one run of `iptables-restore`, and whose lines those are.
@@ -73,59 +74,63 @@ impl Input {
 impl Draft {
     /// Adds changes, whose lines shall be known as those of `owner`.
     pub fn add(&mut self, owner: usize, changes: &Changes) {
-        let first = |table: Table| match table {
-            Table::Mangle => 0,
-            Table::Filter => 1,
-            Table::Nat => 2,
-        };
-        let last = |table: Table| if table == Table::Filter { 3 } else { first(table) };
-        let mut parts = [&mut self.mangle, &mut self.filter_first, &mut self.nat, &mut self.filter_last];
-        let mut part = |at: usize| parts.get_mut(at).map(|part| &mut **part);
-        let declared = changes.create.iter().map(|(table, chain)| (first(*table), chain));
-        let declared = declared.chain(changes.replace.iter().map(|(table, chain, _)| (first(*table), chain)));
-        let declared = declared.chain(changes.remove.iter().map(|(table, chain)| (last(*table), chain)));
-        for (at, chain) in declared {
-            if let Some(part) = part(at) {
-                part.declared.line(owner, &[":", chain.as_str(), " - [0:0]"]);
-            }
+        for (table, chain) in &changes.create {
+            self.first(*table).declare(owner, chain);
         }
         for (table, chain, rules) in &changes.replace {
-            if let Some(part) = part(first(*table)) {
-                for rule in rules {
-                    part.edits.line(owner, &["-A ", chain.as_str(), " ", rule]);
-                }
+            let part = self.first(*table);
+            part.declare(owner, chain);
+            for rule in rules {
+                part.edits.line(owner, &["-A ", chain.as_str(), " ", rule]);
             }
         }
-        let edits = changes.insert.iter().map(|edit| ("-I ", first(edit.0), edit));
-        let edits = edits.chain(changes.delete.iter().map(|edit| ("-D ", last(edit.0), edit)));
-        let edits = edits.chain(changes.append.iter().map(|edit| ("-A ", first(edit.0), edit)));
-        for (verb, at, (_, chain, rule)) in edits {
-            if let Some(part) = part(at) {
-                part.edits.line(owner, &[verb, chain.as_str(), " ", rule]);
-            }
+        for (table, chain, rule) in &changes.insert {
+            self.first(*table).edits.line(owner, &["-I ", chain.as_str(), " ", rule]);
+        }
+        for (table, chain, rule) in &changes.delete {
+            self.last(*table).edits.line(owner, &["-D ", chain.as_str(), " ", rule]);
+        }
+        for (table, chain, rule) in &changes.append {
+            self.first(*table).edits.line(owner, &["-A ", chain.as_str(), " ", rule]);
         }
         for (table, chain) in &changes.remove {
-            if let Some(part) = part(last(*table)) {
-                part.edits.line(owner, &["-X ", chain.as_str()]);
-            }
+            let part = self.last(*table);
+            part.declare(owner, chain);
+            part.edits.line(owner, &["-X ", chain.as_str()]);
         }
     }
 
-    /// How many bytes wait to be taken.
-    pub fn len(&self) -> usize {
-        let parts = [&self.mangle, &self.filter_first, &self.nat, &self.filter_last];
-        parts.iter().map(|part| part.declared.text.len() + part.edits.text.len()).sum()
+    /// Where additions to a table go.
+    fn first(&mut self, table: Table) -> &mut Part {
+        match table {
+            Table::Mangle => &mut self.mangle,
+            Table::Filter => &mut self.filter_first,
+            Table::Nat => &mut self.nat,
+        }
     }
 
-    /// Whether none do.
+    /// Where removals go.
+    fn last(&mut self, table: Table) -> &mut Part {
+        match table {
+            Table::Filter => &mut self.filter_last,
+            Table::Mangle | Table::Nat => self.first(table),
+        }
+    }
+
+    /// How many bytes can be taken though more follow.
+    pub fn available(&self) -> usize {
+        [&self.mangle, &self.filter_first, &self.nat].map(Part::len).iter().sum()
+    }
+
+    /// Whether there is nothing to take.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.available() == 0 && self.filter_last.is_empty() && !self.is_open
     }
 
     /// Takes what there is. If `more` changes follow, they may be of the nat table only, but for rules of
     /// the filter table that go: the nat table stays open, and those wait.
     pub fn take(&mut self, owners: &mut Owners, more: bool) -> String {
-        let mut text = String::with_capacity(self.len() + 64);
+        let mut text = String::with_capacity(self.available() + self.filter_last.len() + 64);
         if !self.is_open {
             for (table, part) in [(Table::Mangle, &mut self.mangle), (Table::Filter, &mut self.filter_first)] {
                 part.take_table(table, &mut text, owners);
@@ -160,8 +165,12 @@ fn commit(text: &mut String, owners: &mut Owners) {
 // === impl Part ===
 
 impl Part {
+    fn len(&self) -> usize {
+        self.declared.text.len() + self.edits.text.len()
+    }
+
     fn is_empty(&self) -> bool {
-        self.declared.text.is_empty() && self.edits.text.is_empty()
+        self.len() == 0
     }
 
     /// Moves the lines out, as all that is written of a table, if there are any.
@@ -171,6 +180,10 @@ impl Part {
             self.take(text, owners);
             commit(text, owners);
         }
+    }
+
+    fn declare(&mut self, owner: usize, chain: &ChainName) {
+        self.declared.line(owner, &[":", chain.as_str(), " - [0:0]"]);
     }
 
     fn take(&mut self, text: &mut String, owners: &mut Owners) {

@@ -188,6 +188,12 @@ impl<R: Run> Tools<R> {
         }
     }
 
+    /// The same with input that is all there.
+    pub async fn restore_text(&self, text: &str) -> Result<(), RestoreError> {
+        let mut once = Some(text.to_owned());
+        self.restore(text.len(), &mut || once.take()).await
+    }
+
     /// Reads every chain of the nat and filter tables.
     pub async fn read_all(&self) -> Result<Snapshot, ApplyError> {
         let mut snapshot = Snapshot::new(true);
