@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ferrule::backend::iptables::apply::{self, first_input, style};
+use ferrule::backend::iptables::compile;
+use ferrule::backend::iptables::diff::{self, Held, Part};
 use ferrule::backend::iptables::netlink::Counters;
 use ferrule::backend::iptables::restore::Input;
-use ferrule::backend::iptables::{compile, diff};
 use ferrule::cluster::ClusterState;
 use ferrule::fixtures::{NODE, cluster};
 use ferrule::net::IpFamily;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Complaints, ask};
 use crate::backend::ApplyError;
-use crate::backend::iptables::diff::{Changes, JUMPS, Jump};
+use crate::backend::iptables::diff::{Changes, JUMPS, Jump, Lines};
 use crate::backend::iptables::names::{self, ChainName};
 use crate::backend::iptables::restore::Input;
 use crate::backend::iptables::ruleset::Table;
@@ -117,7 +117,7 @@ async fn take_away<R: Run>(tools: &Tools<R>, found: Found) -> Complaints {
     };
     let pieces = || found.chains.chunks(size.min(found.chains.len().max(1)));
     let emptied = |piece: &[(Table, ChainName)]| Changes {
-        replace: piece.iter().map(|(table, chain)| (*table, chain.clone(), Vec::new())).collect(),
+        replace: piece.iter().map(|(table, chain)| (*table, chain.clone(), Lines::default())).collect(),
         ..Changes::default()
     };
     let removed = |piece: &[(Table, ChainName)]| Changes { remove: piece.to_vec(), ..Changes::default() };

@@ -16,7 +16,7 @@ pub struct Changes {
     /// Chains to create empty; must not exist, or they lose their rules.
     pub create: Vec<(Table, ChainName)>,
     /// Chains to create or empty, and to fill.
-    pub replace: Vec<(Table, ChainName, Vec<String>)>,
+    pub replace: Vec<(Table, ChainName, Lines)>,
     /// Rules to put at the head of a chain.
     pub insert: Vec<(Table, ChainName, String)>,
     /// Rules to put at the end of a chain.
@@ -28,6 +28,13 @@ pub struct Changes {
     /// How many rules of our own chains there are afterwards, written now or before: those of one
     /// Service port, or those that belong to none.
     pub holds: RuleCount,
+}
+
+/// Texts of a chain's rules, each with a line end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lines {
+    text: String,
+    count: usize,
 }
 
 /// What the kernel is taken to hold of a Service port.
@@ -57,7 +64,7 @@ pub enum Part {
 /// Compiled rules of a Service port as texts, ready to be compared.
 #[derive(Default)]
 struct Texts {
-    chains: Vec<(ChainName, Vec<String>)>,
+    chains: Vec<(ChainName, Lines)>,
     shared: Vec<(Shared, String)>,
 }
 
@@ -110,6 +117,35 @@ impl Changes {
     }
 }
 
+// === impl Lines ===
+
+impl Lines {
+    /// The texts of these rules.
+    pub fn of(rules: &[Rule]) -> Lines {
+        let mut text = String::with_capacity(128 * rules.len());
+        for rule in rules {
+            rule.write(&mut text);
+            text.push('\n');
+        }
+        Lines { text, count: rules.len() }
+    }
+
+    /// One after the other.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.text.split_terminator('\n')
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+}
+
 // === impl Texts ===
 
 impl Texts {
@@ -125,7 +161,7 @@ impl Texts {
         };
         let shared = shared.into_iter().filter(|(shared, _)| is_wanted(*shared));
         Texts {
-            chains: chains.into_iter().map(|(chain, rules)| (chain, texts(&rules))).collect(),
+            chains: chains.into_iter().map(|(chain, rules)| (chain, Lines::of(&rules))).collect(),
             shared: shared.map(|(shared, rule)| (shared, rule.to_string())).collect(),
         }
     }
@@ -165,10 +201,6 @@ fn count_base(base: &BaseRules) -> RuleCount {
     count
 }
 
-fn texts(rules: &[Rule]) -> Vec<String> {
-    rules.iter().map(ToString::to_string).collect()
-}
-
 /// From one plan of a Service port to another; `None` is a port without rules.
 pub fn service(
     name: &ServicePortName,
@@ -201,8 +233,8 @@ pub fn service(
     changes
 }
 
-fn own_chains(old: &[(ChainName, Vec<String>)], new: Vec<(ChainName, Vec<String>)>, certain: bool) -> Changes {
-    let before: HashMap<&ChainName, &Vec<String>> = old.iter().map(|(chain, rules)| (chain, rules)).collect();
+fn own_chains(old: &[(ChainName, Lines)], new: Vec<(ChainName, Lines)>, certain: bool) -> Changes {
+    let before: HashMap<&ChainName, &Lines> = old.iter().map(|(chain, rules)| (chain, rules)).collect();
     let mut changes = Changes::default();
     for (chain, _) in old {
         if !new.iter().any(|(kept, _)| kept == chain) {
@@ -285,13 +317,13 @@ pub fn base(old: &BaseRules, new: &BaseRules) -> Changes {
     let mut changes = Changes { holds: count_base(new), ..Changes::default() };
     for (table, chain, rules) in &new.chains {
         if !old.chains.contains(&(*table, chain.clone(), rules.clone())) {
-            changes.replace.push((*table, chain.clone(), texts(rules)));
+            changes.replace.push((*table, chain.clone(), Lines::of(rules)));
         }
     }
     for (table, chain, _) in &old.chains {
         // KUBE-FIREWALL stays as it is: it is the kubelet's too, and guards what it always did.
         if *chain != names::FIREWALL && !new.chains.iter().any(|(t, c, _)| (t, c) == (table, chain)) {
-            changes.replace.push((*table, chain.clone(), Vec::new()));
+            changes.replace.push((*table, chain.clone(), Lines::default()));
         }
     }
     let services = |rule: &Rule| (Table::Nat, names::SERVICES, rule.to_string());
@@ -316,7 +348,7 @@ pub fn base_from_snapshot(new: &BaseRules, snapshot: &mut Snapshot) -> Changes {
         }
     }
     for (table, chain, rules) in &new.chains {
-        let rules = texts(rules);
+        let rules = Lines::of(rules);
         if snapshot.claim(*table, chain) != Some(digest(&rules)) {
             changes.replace.push((*table, chain.clone(), rules));
         }
@@ -328,7 +360,7 @@ pub fn base_from_snapshot(new: &BaseRules, snapshot: &mut Snapshot) -> Changes {
         }
     }
     // The tail must be last, all of it: if anything else stands behind, it is written anew.
-    let tail = texts(&new.tail);
+    let tail: Vec<String> = new.tail.iter().map(ToString::to_string).collect();
     let services = |rule: String| (Table::Nat, names::SERVICES, rule);
     if snapshot.ends_with(Shared::NatServices, &tail) {
         for rule in &tail {

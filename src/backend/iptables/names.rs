@@ -1,13 +1,14 @@
 //! Names of chains, fixed and per Service port.
 
 use std::cmp::Ordering;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use data_encoding::BASE32;
 use sha2::{Digest, Sha256};
 
+use super::render;
 use crate::model::ServicePortName;
 use crate::plan::Backend;
 
@@ -200,9 +201,9 @@ impl ServiceChains {
 
     /// Translates to one endpoint.
     pub fn endpoint(&self, backend: &Backend) -> ChainName {
-        let mut text = self.seed.clone();
-        // Writing to a String does not fail.
-        let _ = write!(text, "{backend}");
+        let mut text = String::with_capacity(self.seed.len() + 50);
+        text.push_str(&self.seed);
+        render::backend(&mut text, backend);
         hashed("KUBE-SEP-", &hash(&text))
     }
 }

@@ -1,103 +1,179 @@
 //! Text of rules: byte for byte what `iptables-save` prints, which `iptables-restore` reads back.
 
-use std::fmt::{self, Formatter};
+use std::fmt::{self, Formatter, Write as _};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use super::ruleset::{ConnStates, Is, Marking, Match, Rule, Target};
 use crate::net::IpFamily;
+use crate::plan::Backend;
 
 /// The text after `-A CHAIN `.
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        // Every part begins with a space but the first.
-        let mut first = true;
-        let mut part = |f: &mut Formatter<'_>, text: fmt::Arguments<'_>| {
-            let space = if std::mem::take(&mut first) { "" } else { " " };
-            write!(f, "{space}{text}")
-        };
+        let mut text = String::new();
+        self.write(&mut text);
+        f.write_str(&text)
+    }
+}
+
+impl Rule {
+    /// Adds the text after `-A CHAIN `. (A start of a big cluster writes hundreds of thousands of rules: the
+    /// machinery of `fmt` would take most of the time.)
+    pub fn write(&self, text: &mut String) {
+        let start = text.len();
         // The tools leave out a network that holds every address.
         let limits = |side: &Is<IpNet>| side.not || side.value.prefix_len() > 0;
         if let Some(Is { not, value }) = self.source.as_ref().filter(|side| limits(side)) {
-            part(f, format_args!("{}-s {value}", bang(*not)))?;
+            text.extend([bang(*not), "-s "]);
+            net(text, value);
+            text.push(' ');
         }
         if let Some(Is { not, value }) = self.destination.as_ref().filter(|side| limits(side)) {
-            part(f, format_args!("{}-d {value}", bang(*not)))?;
+            text.extend([bang(*not), "-d "]);
+            net(text, value);
+            text.push(' ');
         }
         if let Some(Is { not, value }) = &self.in_interface {
-            part(f, format_args!("{}-i {value}", bang(*not)))?;
+            text.extend([bang(*not), "-i ", value, " "]);
         }
         if let Some(protocol) = self.protocol {
-            part(f, format_args!("-p {}", protocol.lower()))?;
+            text.extend(["-p ", protocol.lower(), " "]);
         }
         for condition in &self.matches {
-            part(f, format_args!("-m {condition}"))?;
+            text.push_str("-m ");
+            condition.write(text);
+            text.push(' ');
         }
-        match &self.target {
-            Some(target) => part(f, format_args!("-j {target}")),
-            None => Ok(()),
+        if let Some(to) = &self.target {
+            text.push_str("-j ");
+            to.write(text);
+        } else if text.len() > start {
+            // The last space.
+            text.pop();
         }
     }
 }
 
-/// The text after `-m `.
-impl fmt::Display for Match {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+impl Match {
+    /// Adds the text after `-m `.
+    fn write(&self, text: &mut String) {
         match self {
-            Match::Comment(text) => write!(f, "comment --comment {}", Quoted(text)),
-            Match::ConnState(Is { not, value }) => write!(f, "conntrack {}--ctstate {value}", bang(*not)),
+            Match::Comment(comment) => {
+                text.push_str("comment --comment ");
+                quoted(text, comment);
+            }
+            Match::ConnState(Is { not, value }) => {
+                text.extend(["conntrack ", bang(*not), "--ctstate "]);
+                states(text, *value);
+            }
             // The tools print two spaces here.
-            Match::Nfacct(name) => write!(f, "nfacct --nfacct-name  {name}"),
-            Match::Mark(Is { not, value }) => write!(f, "mark {}--mark {value}", bang(*not)),
-            Match::SourceIsLocal => f.write_str("addrtype --src-type LOCAL"),
-            Match::DestinationIsLocal => f.write_str("addrtype --dst-type LOCAL"),
-            Match::Transport(protocol, None) => f.write_str(protocol.lower()),
-            Match::Transport(protocol, Some(port)) => write!(f, "{} --dport {port}", protocol.lower()),
-            Match::OneIn(n) => write!(f, "statistic --mode random --probability {}", Probability(*n)),
+            Match::Nfacct(name) => text.extend(["nfacct --nfacct-name  ", name]),
+            Match::Mark(Is { not, value }) => {
+                text.extend(["mark ", bang(*not), "--mark "]);
+                marking(text, *value);
+            }
+            Match::SourceIsLocal => text.push_str("addrtype --src-type LOCAL"),
+            Match::DestinationIsLocal => text.push_str("addrtype --dst-type LOCAL"),
+            Match::Transport(protocol, port) => {
+                text.push_str(protocol.lower());
+                if let Some(port) = port {
+                    text.push_str(" --dport ");
+                    number(text, *port);
+                }
+            }
+            Match::OneIn(n) => {
+                text.push_str("statistic --mode random --probability ");
+                probability(text, *n);
+            }
             Match::RecentlySeen { list, seconds, family } => {
-                let mask = recent_mask(*family);
-                write!(f, "recent --rcheck --seconds {seconds} --reap --name {list} --mask {mask} --rsource")
+                text.push_str("recent --rcheck --seconds ");
+                number(text, *seconds);
+                text.extend([" --reap --name ", list.as_str(), " --mask ", recent_mask(*family), " --rsource"]);
             }
             Match::Remember { list, family } => {
-                write!(f, "recent --set --name {list} --mask {} --rsource", recent_mask(*family))
+                text.extend(["recent --set --name ", list.as_str(), " --mask ", recent_mask(*family), " --rsource"]);
             }
         }
     }
 }
 
-/// The text after `-j `.
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+impl Target {
+    /// Adds the text after `-j `.
+    fn write(&self, text: &mut String) {
         match self {
-            Target::Jump(chain) => chain.fmt(f),
-            Target::Accept => f.write_str("ACCEPT"),
-            Target::Drop => f.write_str("DROP"),
-            Target::Return => f.write_str("RETURN"),
-            Target::Reject(IpFamily::V4) => f.write_str("REJECT --reject-with icmp-port-unreachable"),
-            Target::Reject(IpFamily::V6) => f.write_str("REJECT --reject-with icmp6-port-unreachable"),
-            Target::SetMark(Marking { value, mask }) => write!(f, "MARK --set-xmark {value:#x}/{mask:#x}"),
-            Target::Masquerade { random_fully: false } => f.write_str("MASQUERADE"),
-            Target::Masquerade { random_fully: true } => f.write_str("MASQUERADE --random-fully"),
-            Target::Dnat(backend) => write!(f, "DNAT --to-destination {backend}"),
+            Target::Jump(chain) => text.push_str(chain.as_str()),
+            Target::Accept => text.push_str("ACCEPT"),
+            Target::Drop => text.push_str("DROP"),
+            Target::Return => text.push_str("RETURN"),
+            Target::Reject(IpFamily::V4) => text.push_str("REJECT --reject-with icmp-port-unreachable"),
+            Target::Reject(IpFamily::V6) => text.push_str("REJECT --reject-with icmp6-port-unreachable"),
+            Target::SetMark(Marking { value, mask }) => {
+                plain(text, format_args!("MARK --set-xmark {value:#x}/{mask:#x}"))
+            }
+            Target::Masquerade { random_fully: false } => text.push_str("MASQUERADE"),
+            Target::Masquerade { random_fully: true } => text.push_str("MASQUERADE --random-fully"),
+            Target::Dnat(backend) => {
+                text.push_str("DNAT --to-destination ");
+                self::backend(text, backend);
+            }
         }
     }
 }
 
-impl fmt::Display for Marking {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match self.mask {
-            u32::MAX => write!(f, "{:#x}", self.value),
-            mask => write!(f, "{:#x}/{mask:#x}", self.value),
+/// Where nothing depends on the time it takes.
+fn plain(text: &mut String, arguments: fmt::Arguments<'_>) {
+    // Writing to a String does not fail.
+    let _ = text.write_fmt(arguments);
+}
+
+fn number(text: &mut String, value: impl itoa::Integer) {
+    text.push_str(itoa::Buffer::new().format(value));
+}
+
+fn address(text: &mut String, ip: IpAddr) {
+    match ip {
+        IpAddr::V4(ip) => {
+            for (i, octet) in ip.octets().into_iter().enumerate() {
+                text.push_str(if i == 0 { "" } else { "." });
+                number(text, octet);
+            }
         }
+        IpAddr::V6(ip) => plain(text, format_args!("{ip}")),
     }
 }
 
-impl fmt::Display for ConnStates {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        for (i, name) in self.names().enumerate() {
-            write!(f, "{}{name}", if i == 0 { "" } else { "," })?;
+fn net(text: &mut String, net: &IpNet) {
+    address(text, net.addr());
+    text.push('/');
+    number(text, net.prefix_len());
+}
+
+/// Adds `10.0.0.1:80` or `[fd00::1]:80`.
+pub(super) fn backend(text: &mut String, Backend { ip, port }: &Backend) {
+    match ip {
+        IpAddr::V4(_) => address(text, *ip),
+        IpAddr::V6(_) => {
+            text.push('[');
+            address(text, *ip);
+            text.push(']');
         }
-        Ok(())
+    }
+    text.push(':');
+    number(text, *port);
+}
+
+fn marking(text: &mut String, Marking { value, mask }: Marking) {
+    match mask {
+        u32::MAX => plain(text, format_args!("{value:#x}")),
+        mask => plain(text, format_args!("{value:#x}/{mask:#x}")),
+    }
+}
+
+fn states(text: &mut String, states: ConnStates) {
+    for (i, name) in states.names().enumerate() {
+        text.extend([if i == 0 { "" } else { "," }, name]);
     }
 }
 
@@ -112,28 +188,24 @@ fn recent_mask(family: IpFamily) -> &'static str {
     }
 }
 
-/// Text in double quotes, unless it is a single plain word.
-struct Quoted<'a>(&'a str);
-
-impl fmt::Display for Quoted<'_> {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
-        if !self.0.is_empty() && self.0.bytes().all(plain) {
-            return f.write_str(self.0);
-        }
-        f.write_str("\"")?;
-        for c in self.0.chars() {
-            if matches!(c, '"' | '\\' | '\'') {
-                f.write_str("\\")?;
-            }
-            write!(f, "{c}")?;
-        }
-        f.write_str("\"")
+/// Adds text in double quotes, unless it is a single plain word.
+fn quoted(text: &mut String, comment: &str) {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    if !comment.is_empty() && comment.bytes().all(plain) {
+        return text.push_str(comment);
     }
+    text.push('"');
+    for part in comment.split_inclusive(['"', '\\', '\'']) {
+        match part.char_indices().next_back() {
+            Some((at, special @ ('"' | '\\' | '\''))) => {
+                text.extend([part.get(..at).unwrap_or_default(), "\\"]);
+                text.push(special);
+            }
+            _ => text.push_str(part),
+        }
+    }
+    text.push('"');
 }
-
-/// One in so many, as the tools print it.
-struct Probability(u32);
 
 /// The kernel's unit of probability.
 pub(super) const UNIT: f64 = (1u64 << 31) as f64;
@@ -163,11 +235,28 @@ pub(super) fn one_in_for(wanted: f64) -> Option<u32> {
     (kernel_probability(low) == wanted).then_some(low)
 }
 
-impl fmt::Display for Probability {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.11}", kernel_probability(self.0) / UNIT)
+/// Adds one in so many, as the tools print it.
+fn probability(text: &mut String, one_in: u32) {
+    // At most 2^31, and whole.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is a number of units")]
+    let units = kernel_probability(one_in) as u64;
+    // What is exactly in the middle goes to the even neighbour, as in C.
+    let (scaled, half) = (u128::from(units) * DECIMALS, 1u128 << 30);
+    let (whole, rest) = (scaled >> 31, scaled & (2 * half - 1));
+    let rounded = whole + u128::from(rest > half || (rest == half && whole % 2 == 1));
+    number(text, rounded / DECIMALS);
+    text.push('.');
+    let digits = rounded % DECIMALS;
+    let mut below = DECIMALS / 10;
+    while below > digits.max(1) {
+        text.push('0');
+        below /= 10;
     }
+    number(text, digits);
 }
+
+/// So many digits follow the point.
+const DECIMALS: u128 = 10u128.pow(11);
 
 #[cfg(test)]
 mod tests {
@@ -175,7 +264,9 @@ mod tests {
 
     #[track_caller]
     fn check_probability(one_in: u32, expected: &str) {
-        assert_eq!(Probability(one_in).to_string(), expected);
+        let mut text = String::new();
+        probability(&mut text, one_in);
+        assert_eq!(text, expected);
     }
 
     #[test]
@@ -184,5 +275,15 @@ mod tests {
         check_probability(3, "0.33333333349");
         check_probability(4, "0.25000000000");
         check_probability(100, "0.00999999978");
+        check_probability(1, "1.00000000000");
+        check_probability(u32::MAX, "0.00000000000");
+    }
+
+    #[test]
+    fn probabilities_are_rounded_as_the_tools_do() {
+        for one_in in (1..5_000).chain([10_000, 46_341, 65_536, 1_000_000, 1 << 31]) {
+            let printed = format!("{:.11}", kernel_probability(one_in) / UNIT);
+            check_probability(one_in, &printed);
+        }
     }
 }

@@ -80,7 +80,7 @@ impl Draft {
         for (table, chain, rules) in &changes.replace {
             let part = self.first(*table);
             part.declare(owner, chain);
-            for rule in rules {
+            for rule in rules.iter() {
                 part.edits.line(owner, &["-A ", chain.as_str(), " ", rule]);
             }
         }

@@ -5,6 +5,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::hash::Hasher;
 
 use super::compile::Shared;
+use super::diff::Lines;
 use super::names::ChainName;
 use super::ruleset::Table;
 
@@ -36,8 +37,8 @@ struct Digest {
 const REMEMBERED_END: usize = 256;
 
 /// Digest of a chain's rules.
-pub fn digest(rules: &[String]) -> u64 {
-    rules.iter().fold(0, |before, rule| add(before, rule))
+pub fn digest(rules: &Lines) -> u64 {
+    rules.iter().fold(0, add)
 }
 
 /// The digest of some rules and one more.

@@ -2,7 +2,7 @@
 
 use super::super::applied::{Interrupted, is_spared, refused_outside};
 use super::super::compile::Shared;
-use super::super::diff::Changes;
+use super::super::diff::{Changes, Lines};
 use super::super::restore::Input;
 use super::super::round::{Round, Turn};
 use super::super::ruleset::Table;
@@ -97,6 +97,6 @@ impl<R: Run> Iptables<R> {
 
 /// What is done to chains that cannot be removed.
 fn emptied(step: Changes) -> Changes {
-    let replace = step.remove.into_iter().map(|(table, chain)| (table, chain, Vec::new())).collect();
+    let replace = step.remove.into_iter().map(|(table, chain)| (table, chain, Lines::default())).collect();
     Changes { replace, ..Changes::default() }
 }
