@@ -4,18 +4,21 @@
 mod cases;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ferrule::backend::iptables::apply::{Iptables, Settings as Mode};
-use ferrule::backend::iptables::compile::{NFACCT_LOCALHOST_ACCEPTED, Shared};
+use ferrule::backend::iptables::compile::{Layout, NFACCT_LOCALHOST_ACCEPTED, Shared};
+use ferrule::backend::iptables::names::ChainName;
 use ferrule::backend::iptables::netlink::Counters;
+use ferrule::backend::iptables::nft::Chains;
 use ferrule::backend::iptables::ruleset::Table;
-use ferrule::backend::iptables::tools::Tools;
+use ferrule::backend::iptables::tools::{self, Tools};
 use ferrule::backend::{ApplyError, Intact, Report};
 use ferrule::cluster::{ClusterState, Event};
-use ferrule::command::fake::{FakeKernel, Fault, Tables, Variant};
+use ferrule::command::fake::{FakeKernel, Fault, KernelRule, Tables, Variant};
 use ferrule::model::{EndpointSlice, Kind, Node, ObjectRef, Service, ServicePortName};
 use ferrule::net::IpFamily;
 use ferrule::plan::build::Settings;
@@ -45,8 +48,8 @@ enum Step {
     Relist(BTreeSet<usize>),
     /// Everything is compared, as now and then.
     Full,
-    /// The proxy is started again, with other settings.
-    Restart(Settings),
+    /// The proxy is started again, with other settings and another layout of rules.
+    Restart(Settings, Layout),
     /// Somebody flushes tables, and the proxy looks.
     Flush(Vec<Table>),
 }
@@ -71,7 +74,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => subsequence((0..SERVICES).collect::<Vec<_>>(), 0..=SERVICES)
             .prop_map(|gone| Step::Relist(gone.into_iter().collect())),
         1 => Just(Step::Full),
-        1 => clusters::settings().prop_map(Step::Restart),
+        1 => (clusters::settings(), clusters::layout()).prop_map(|(settings, layout)| Step::Restart(settings, layout)),
         1 => tables.prop_map(Step::Flush),
     ]
 }
@@ -86,12 +89,12 @@ fn moves(faults: std::ops::RangeInclusive<usize>) -> impl Strategy<Value = Vec<M
     prop::collection::vec(one.prop_map(|(step, faults, merged)| Move { step, faults, merged }), 1..10)
 }
 
-/// Where it begins: variant of the tools, family, settings and node.
-type Start = (Variant, IpFamily, Settings, Node);
+/// Where it begins: variant of the tools, family, settings, node and layout of rules.
+type Start = (Variant, IpFamily, Settings, Node, Layout);
 
 fn start() -> impl Strategy<Value = Start> {
     let (variants, families) = (vec![Variant::Legacy, Variant::Nft], IpFamily::BOTH.to_vec());
-    (select(variants), select(families), clusters::settings(), clusters::node())
+    (select(variants), select(families), clusters::settings(), clusters::node(), clusters::layout())
 }
 
 fn runtime() -> Runtime {
@@ -109,6 +112,12 @@ struct Fate {
     shown: Box<dyn Fn() -> String>,
 }
 
+/// The nat table as the kernel itself tells it.
+struct Asked {
+    kernel: FakeKernel,
+    family: IpFamily,
+}
+
 /// A node with its proxy.
 struct Rig {
     family: IpFamily,
@@ -116,6 +125,7 @@ struct Rig {
     state: ClusterState,
     objects: BTreeMap<usize, (Option<Service>, Vec<EndpointSlice>)>,
     settings: Settings,
+    layout: Layout,
     pipeline: Pipeline<Iptables<FakeKernel>>,
     /// Whether the last sync failed, or there was none.
     failed: bool,
@@ -124,17 +134,38 @@ struct Rig {
     now: Duration,
 }
 
+impl Chains for Asked {
+    fn names(&self, name: &mut dyn FnMut(&str)) -> io::Result<()> {
+        self.kernel.tables(self.family).chains(Table::Nat).for_each(|(chain, _)| name(chain));
+        Ok(())
+    }
+
+    fn rules(&self, chains: &[ChainName], rule: &mut dyn FnMut(&ChainName, Option<&str>)) -> io::Result<()> {
+        let tables = self.kernel.tables(self.family);
+        for chain in chains {
+            for known in tables.chain(Table::Nat, chain.as_str()).into_iter().flat_map(|found| &found.rules) {
+                match known {
+                    KernelRule::Known(known) => rule(chain, Some(&known.to_string())),
+                    KernelRule::Foreign(_) => rule(chain, None),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Rig {
-    async fn start((variant, family, settings, node): Start) -> Rig {
+    async fn start((variant, family, settings, node, layout): Start) -> Rig {
         let kernel = FakeKernel::new(variant);
         let state = pipeline::cluster(&node, &clusters::interface_addresses(), [], []);
-        let pipeline = started(family, &kernel, &settings).await;
+        let pipeline = started(family, &kernel, &settings, layout).await;
         Rig {
             family,
             kernel,
             state,
             objects: BTreeMap::new(),
             settings,
+            layout,
             pipeline,
             failed: true,
             may_be_refused: false,
@@ -200,9 +231,9 @@ impl Rig {
                 self.relist();
             }
             Step::Full => self.pipeline.mark_everything(),
-            Step::Restart(settings) => {
-                self.settings = settings.clone();
-                self.pipeline = started(self.family, &self.kernel, settings).await;
+            Step::Restart(settings, layout) => {
+                (self.settings, self.layout) = (settings.clone(), *layout);
+                self.pipeline = started(self.family, &self.kernel, settings, *layout).await;
                 self.failed = true;
             }
             Step::Flush(tables) => {
@@ -297,16 +328,28 @@ impl Rig {
     }
 }
 
-async fn started(family: IpFamily, kernel: &FakeKernel, settings: &Settings) -> Pipeline<Iptables<FakeKernel>> {
+async fn started(
+    family: IpFamily,
+    kernel: &FakeKernel,
+    settings: &Settings,
+    layout: Layout,
+) -> Pipeline<Iptables<FakeKernel>> {
     let mut tools = Tools::probe(kernel.clone(), family).await;
     for _ in 0..10 {
         if tools.is_err() {
             tools = Tools::probe(kernel.clone(), family).await;
         }
     }
-    let mode = Mode { mark: 0x4000, drop_invalid: true };
+    let mode = Mode { mark: 0x4000, drop_invalid: true, layout };
     let counters = || Counters { invalid_dropped: true, localhost_accepted: true };
-    let backend = Iptables::new(tools.expect("the programs work"), mode, counters);
+    let tools = tools.expect("the programs work");
+    // So that each is tried with one family or the other: what the programs say, and what the kernel says.
+    let is_asked = family == IpFamily::V6 && tools.features.variant == tools::Variant::Nft;
+    let backend = Iptables::new(tools, mode, counters);
+    let backend = match is_asked {
+        true => backend.with_chains(Asked { kernel: kernel.clone(), family }),
+        false => backend,
+    };
     let pace = Pace { min: Duration::ZERO, retry: Duration::from_secs(30), max: Duration::from_secs(3600) };
     Pipeline::new(family, Arc::new(settings.clone()), pace, backend)
 }
@@ -314,7 +357,7 @@ async fn started(family: IpFamily, kernel: &FakeKernel, settings: &Settings) -> 
 /// The rules of a first sync with this state on an empty kernel.
 async fn fresh(rig: &Rig) -> Tables {
     let kernel = FakeKernel::new(Variant::Nft);
-    let mut pipeline = started(rig.family, &kernel, &rig.settings).await;
+    let mut pipeline = started(rig.family, &kernel, &rig.settings, rig.layout).await;
     let job = pipeline.begin(&rig.state, Duration::ZERO).unwrap();
     pipeline.end(job.run().await, Duration::ZERO).unwrap();
     kernel.tables(rig.family)
@@ -326,7 +369,7 @@ fn normalized(tables: &Tables) -> BTreeMap<(Table, String), Vec<String>> {
     for table in [Table::Mangle, Table::Filter, Table::Nat] {
         for (name, chain) in tables.chains(table) {
             let mut rules: Vec<String> = chain.rules.iter().map(ToString::to_string).collect();
-            if Shared::ALL.iter().any(|shared| shared.table() == table && shared.chain().as_str() == name) {
+            if Shared::named(table, name).is_some() {
                 let is_last = |rule: &String| rule.contains("must be the last rule");
                 let tail = rules.iter().position(is_last).unwrap_or(rules.len());
                 assert!(rules[tail..].iter().all(is_last), "something stands behind the last rules: {rules:#?}");
@@ -455,7 +498,7 @@ proptest! {
         runtime().block_on(async {
             let mut rig = Rig::after(start, &before).await;
             let old = rig.watch();
-            for step in change.iter().filter(|step| !matches!(step, Step::Flush(_) | Step::Restart(_))) {
+            for step in change.iter().filter(|step| !matches!(step, Step::Flush(_) | Step::Restart(..))) {
                 rig.step(step).await;
             }
             rig.sync().await.unwrap();
@@ -471,16 +514,16 @@ proptest! {
     #[test]
     fn a_proxy_that_takes_over_disturbs_no_service_that_stays(
         start in start(), before in moves(0..=0), change in prop::collection::vec(step(), 0..4),
-        seeds in prop::collection::vec(clusters::packet_seed(), 16),
+        seeds in prop::collection::vec(clusters::packet_seed(), 16), layout in clusters::layout(),
     ) {
         runtime().block_on(async {
             let mut rig = Rig::after(start, &before).await;
             let old = rig.watch();
             // While no proxy runs, the cluster goes on.
-            for step in change.iter().filter(|step| !matches!(step, Step::Flush(_) | Step::Restart(_))) {
+            for step in change.iter().filter(|step| !matches!(step, Step::Flush(_) | Step::Restart(..))) {
                 rig.step(step).await;
             }
-            rig.step(&Step::Restart(rig.settings.clone())).await;
+            rig.step(&Step::Restart(rig.settings.clone(), layout)).await;
             rig.sync().await.unwrap();
             let own: BTreeSet<Backend> = [&old.0, &rig.plan()]
                 .iter()

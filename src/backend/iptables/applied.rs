@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::compile::{BaseRules, Style};
+use super::compile::{self, BaseRules, Style};
 use super::diff::{self, Changes};
 use super::restore::Input;
 use super::snapshot::Snapshot;
@@ -88,13 +88,48 @@ impl From<ApplyError> for Interrupted {
 // === impl Applied ===
 
 impl Applied {
-    pub(super) fn stage_base(&self, turn: &mut Turn<'_>) -> Changes {
+    /// The base while Services are being written: with what those need that are still in another layout.
+    /// What is not needed in the end goes when all of them are written.
+    pub(super) fn passing_base(&self, turn: &Turn<'_>) -> BaseRules {
+        let read = turn.snapshot.as_ref().filter(|snapshot| snapshot.has_chains()).map(Snapshot::layout);
+        let before = read.or(self.base.as_ref().map(|base| base.layout)).unwrap_or_default();
+        let layout = turn.style.layout.or(before);
+        match layout == turn.base.layout {
+            true => turn.base.clone(),
+            false => compile::base(&turn.plan.node, &Style { layout, ..(*turn.style).clone() }),
+        }
+    }
+
+    pub(super) fn stage_base(&self, base: &BaseRules, turn: &mut Turn<'_>) -> Changes {
         match (&mut turn.snapshot, &self.base) {
-            (Some(snapshot), _) if snapshot.has_chains() => diff::base_from_snapshot(&turn.base, snapshot),
-            (Some(snapshot), old) => diff::base_beside_snapshot(old.as_ref(), &turn.base, snapshot),
-            (None, Some(old)) => diff::base(old, &turn.base),
+            (Some(snapshot), _) if snapshot.has_chains() => diff::base_from_snapshot(base, snapshot),
+            (Some(snapshot), old) => diff::base_beside_snapshot(old.as_ref(), base, snapshot),
+            (None, Some(old)) => diff::base(old, base),
             (None, None) => Changes::default(),
         }
+    }
+
+    /// From [`Applied::passing_base`] to the base, when all Services are written. `None` if there is nothing
+    /// to do, or if rules that must stay may need it as it is.
+    pub(super) fn stage_last_base(&self, turn: &mut Turn<'_>) -> Option<Changes> {
+        let passing = self.base.as_ref().filter(|base| base.layout != turn.base.layout)?;
+        let mut changes = diff::base(passing, &turn.base);
+        if let Some(snapshot) = &mut turn.snapshot {
+            let spared = self.spared(&turn.left_alone);
+            if snapshot.left_rules().any(|(_, rule, _)| is_spared(rule, &spared)) {
+                return None;
+            }
+            // As leftovers: one that somebody else holds on to must not hold the others up.
+            changes.remove.drain(..).for_each(|(table, chain)| snapshot.release(table, chain));
+        }
+        Some(changes)
+    }
+
+    /// Service ports whose rules must stay although nobody knows them. (Where the previous rules are known,
+    /// those are claimed, and the rest may go.)
+    pub(super) fn spared(&self, left_alone: &BTreeSet<ServicePortName>) -> Vec<String> {
+        let unknown = self.refused.keys().filter(|name| !self.services.contains_key(name));
+        unknown.chain(left_alone).map(ToString::to_string).collect()
     }
 
     /// Adds what one Service port needs to a batch.
@@ -272,8 +307,12 @@ pub(super) fn split(mut together: Vec<ServicePortName>, suspect: Option<ServiceP
     }
 }
 
-/// Whether a rule is commented as one of a Service port.
-pub(super) fn is_commented_for(rule: &str, spn: &str) -> bool {
+/// Whether a rule is commented as one of these Service ports.
+pub(super) fn is_spared(rule: &str, spared: &[String]) -> bool {
+    spared.iter().any(|spn| is_commented_for(rule, spn))
+}
+
+fn is_commented_for(rule: &str, spn: &str) -> bool {
     let Some((_, comment)) = rule.split_once("--comment \"") else { return false };
     comment.strip_prefix(spn).is_some_and(|rest| rest.starts_with([' ', '"']))
 }

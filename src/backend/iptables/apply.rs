@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::applied::{
-    Applied, Batch, IMPORTANT, Interrupted, Trust, Turn, importance, in_order, is_commented_for, refused_outside, split,
+    Applied, Batch, IMPORTANT, Interrupted, Trust, Turn, importance, in_order, is_spared, refused_outside, split,
 };
-use super::compile::{self, Shared, Style};
+use super::compile::{self, Layout, Shared, Style};
 use super::diff::{self, Changes, JUMPS};
-use super::names::ChainName;
+use super::names::{self, ChainName};
 use super::netlink::Counters;
 use super::nft::Chains;
 use super::restore::Input;
@@ -42,6 +42,8 @@ pub struct Settings {
     pub mark: u32,
     /// Drop packets of no known connection. (kube-proxy: unless `nf_conntrack_tcp_be_liberal`.)
     pub drop_invalid: bool,
+    /// Where rules stand. The kernel must have what they need: [`Tools::recognises_own_source`].
+    pub layout: Layout,
 }
 
 /// iptables mode in one IP family.
@@ -84,22 +86,66 @@ impl<R: Run> Iptables<R> {
     async fn read_all(&self) -> Result<Snapshot, ApplyError> {
         let Some(chains) = self.chains.clone() else { return self.tools.read_all().await };
         let fixed = self.tools.read_fixed().await?;
-        let read = tokio::task::spawn_blocking(move || with_own_chains(fixed, &*chains)).await;
-        match read.unwrap_or_else(|panic| Err(panic.into())) {
-            Ok(snapshot) => Ok(snapshot),
-            Err(error) => {
-                tracing::debug!(%error, "cannot read chains over netlink; asking the iptables programs");
-                self.tools.read_all().await
-            }
+        match self.read_also(fixed, chains, ChainName::is_per_service).await? {
+            Some(snapshot) => Ok(snapshot),
+            None => self.tools.read_all().await,
         }
     }
 
-    async fn read_shared(&self) -> Result<Snapshot, ApplyError> {
-        match self.tools.read_shared().await? {
+    async fn read_shared(&self, layout: Layout) -> Result<Snapshot, ApplyError> {
+        let buckets = self.chains.clone().filter(|_| layout.bucketed_services);
+        let read = match buckets {
+            None => self.tools.read_shared(layout).await?,
+            Some(chains) => self.read_shared_with_buckets(chains, layout).await?,
+        };
+        match read {
             Some(snapshot) => Ok(snapshot),
             // Then nothing there can be trusted.
             None => self.read_all().await,
         }
+    }
+
+    /// Reads the shared chains, those for parts of addresses from the kernel directly: the programs would
+    /// have to be run for each. `None` if one is missing.
+    async fn read_shared_with_buckets(
+        &self,
+        chains: Arc<dyn Chains>,
+        layout: Layout,
+    ) -> Result<Option<Snapshot>, ApplyError> {
+        let others = Layout { bucketed_services: false, ..layout };
+        let Some(snapshot) = self.tools.read_shared(others).await? else { return Ok(None) };
+        let is_bucket = |chain: &ChainName| names::byte_of_addresses(chain.as_str()).is_some();
+        match self.read_also(snapshot, chains, is_bucket).await? {
+            Some(snapshot) => {
+                let is_there = |shared: Shared| snapshot.has_chain(shared.table(), &shared.chain());
+                Ok(Shared::of(layout).all(is_there).then_some(snapshot))
+            }
+            None => self.tools.read_shared(layout).await,
+        }
+    }
+
+    /// Adds chains of the nat table to what was read of others; `None` if the kernel does not tell.
+    async fn read_also(
+        &self,
+        snapshot: Snapshot,
+        chains: Arc<dyn Chains>,
+        which: fn(&ChainName) -> bool,
+    ) -> Result<Option<Snapshot>, ApplyError> {
+        let read = tokio::task::spawn_blocking(move || with_chains(snapshot, &*chains, which)).await;
+        let (mut snapshot, unclear) = match read.unwrap_or_else(|panic| Err(panic.into())) {
+            Ok(read) => read,
+            Err(error) => {
+                tracing::debug!(%error, "cannot read chains over netlink; asking the iptables programs");
+                return Ok(None);
+            }
+        };
+        // A rule is taken out of a shared chain by its text.
+        for shared in unclear {
+            snapshot.forget(shared);
+            snapshot.begin(shared.table());
+            self.tools.list(shared.table(), shared.chain().as_str(), &mut |line| snapshot.line(line)).await?;
+        }
+        Ok(Some(snapshot))
     }
 
     /// How many lines go into one restore at most. The legacy kernel swaps the whole table each
@@ -127,14 +173,14 @@ impl<R: Run> Iptables<R> {
     /// refusal may be no fault of the Service. Chains of Service ports cannot be removed, nor all be
     /// flushed, without a trace there.
     async fn has_drifted(&self) -> Result<bool, ApplyError> {
-        let mut snapshot = self.read_shared().await?;
+        let mut snapshot = self.read_shared(self.settings.layout).await?;
         if snapshot.has_chains() {
             return Ok(true);
         }
-        let tail = self.applied.base.iter().flat_map(|base| &base.tail);
-        let has_tail = tail.map(ToString::to_string).all(|rule| snapshot.tick_off(Shared::NatServices, &rule));
+        let fixed = self.applied.base.iter().flat_map(|base| base.head().into_iter().chain(base.tail.iter().cloned()));
+        let has_fixed = fixed.map(|rule| rule.to_string()).all(|rule| snapshot.tick_off(Shared::NatServices, &rule));
         let mut services = self.applied.services.iter();
-        Ok(!has_tail || !services.all(|(name, at)| diff::shares(name, &at.plan, &at.style, &mut snapshot)))
+        Ok(!has_fixed || !services.all(|(name, at)| diff::shares(name, &at.plan, &at.style, &mut snapshot)))
     }
 
     async fn pass(
@@ -145,14 +191,15 @@ impl<R: Run> Iptables<R> {
     ) -> Result<(), Interrupted> {
         turn.snapshot = match self.applied.trust {
             Trust::Everything => None,
-            Trust::OwnChains => Some(self.read_shared().await?),
+            Trust::OwnChains => Some(self.read_shared(turn.style.layout).await?),
             Trust::Nothing => Some(self.read_all().await?),
         };
         turn.has_read |= turn.snapshot.as_ref().is_some_and(Snapshot::has_chains);
         let alone: BTreeSet<&ServicePortName> = apart.iter().flatten().collect();
         let mut batch = Batch::default();
         let mut began = Instant::now();
-        batch.set_base(self.applied.stage_base(turn), turn.base.clone());
+        let base = self.applied.passing_base(turn);
+        batch.set_base(self.applied.stage_base(&base, turn), base);
         for name in names.iter().filter(|name| !alone.contains(name)) {
             // The most important Services do not wait for the many others.
             let important_done = turn.snapshot.is_some() && batch.base.is_some() && importance(name) > IMPORTANT;
@@ -170,6 +217,11 @@ impl<R: Run> Iptables<R> {
             for name in group {
                 self.applied.stage(name, turn, &mut batch);
             }
+            self.write(batch, turn).await?;
+        }
+        if let Some(changes) = self.applied.stage_last_base(turn) {
+            let mut batch = Batch::default();
+            batch.set_base(changes, turn.base.clone());
             self.write(batch, turn).await?;
         }
         self.remove_leftovers(turn).await?;
@@ -223,24 +275,35 @@ impl<R: Run> Iptables<R> {
     /// each other.
     async fn remove_leftovers(&mut self, turn: &mut Turn<'_>) -> Result<(), Interrupted> {
         let Some(snapshot) = turn.snapshot.take() else { return Ok(()) };
-        // Where the previous rules are known, those are claimed, and the rest may go.
-        let unknown = self.applied.refused.keys().filter(|name| !self.applied.services.contains_key(name));
-        let spared = unknown.chain(&turn.left_alone);
-        let spared: Vec<String> = spared.map(ToString::to_string).collect();
-        let is_spared = |rule: &str| spared.iter().any(|spn| is_commented_for(rule, spn));
+        let spared = self.applied.spared(&turn.left_alone);
+        let are_spared = snapshot.left_rules().any(|(_, rule, _)| is_spared(rule, &spared));
         let limit = self.lines_per_restore();
         let mut steps: Vec<Changes> = Vec::new();
         let mut deletes = Changes::default();
-        for (shared, rule, count) in snapshot.left_rules().filter(|(_, rule, _)| !is_spared(rule)) {
+        let base = self.applied.base.as_ref().filter(|_| !are_spared);
+        // Rules that are taken out one by one are looked for one by one.
+        let goes_with_its_chain = |shared: Shared| base.is_some_and(|base| !shared.is_of(base.layout));
+        let all_fixed = base.filter(|base| base.layout.bucketed_services);
+        for (shared, rule, count) in snapshot.left_rules().filter(|(_, rule, _)| !is_spared(rule, &spared)) {
+            let rewritten = shared == Shared::NatServices && all_fixed.is_some();
+            if rewritten || goes_with_its_chain(shared) {
+                continue;
+            }
             let rule = (shared.table(), shared.chain(), rule.to_owned());
             deletes.delete.extend(std::iter::repeat_n(rule, count));
             if deletes.delete.len() >= limit {
                 steps.push(std::mem::take(&mut deletes));
             }
         }
+        if let Some(base) = all_fixed
+            && snapshot.left_rules().any(|(shared, ..)| shared == Shared::NatServices)
+        {
+            let rules = base.head().iter().chain(&base.tail).map(ToString::to_string).collect();
+            deletes.replace.push((Table::Nat, names::SERVICES, rules));
+        }
         steps.push(deletes);
         // Which chains the spared rules lead to is not known: then all stay.
-        if !snapshot.left_rules().any(|(_, rule, _)| is_spared(rule)) {
+        if !are_spared {
             let mut chains: Vec<_> = snapshot.left_chains().cloned().collect();
             chains.sort();
             let size = limit.min(chains.len().max(1));
@@ -373,13 +436,23 @@ impl<R: Run> Backend for Iptables<R> {
     }
 }
 
-/// Adds the chains of Service ports to what was read of the others. Blocks.
-fn with_own_chains(mut snapshot: Snapshot, chains: &dyn Chains) -> io::Result<Snapshot> {
-    let mut own = Vec::new();
-    chains.names(&mut |name| own.extend(Some(ChainName::from(name)).filter(ChainName::is_per_service)))?;
-    own.iter().for_each(|chain| snapshot.declare(Table::Nat, chain.clone()));
-    chains.rules(&own, &mut |chain, rule| snapshot.add_own(Table::Nat, chain.clone(), rule))?;
-    Ok(snapshot)
+/// Adds chains of the nat table to what was read of others, and says which shared ones among them have a
+/// rule that only the programs can put into words. Blocks.
+fn with_chains(
+    mut snapshot: Snapshot,
+    chains: &dyn Chains,
+    which: fn(&ChainName) -> bool,
+) -> io::Result<(Snapshot, BTreeSet<Shared>)> {
+    let mut found = Vec::new();
+    chains.names(&mut |name| found.extend(Some(ChainName::from(name)).filter(which)))?;
+    found.iter().for_each(|chain| snapshot.declare(Table::Nat, chain.clone()));
+    let mut unclear = BTreeSet::new();
+    chains.rules(&found, &mut |chain, rule| match (names::byte_of_addresses(chain.as_str()), rule) {
+        (Some(_), Some(rule)) => snapshot.rule(Table::Nat, chain.as_str(), rule),
+        (Some(byte), None) => _ = unclear.insert(Shared::NatBucket(byte)),
+        (None, rule) => snapshot.add_own(Table::Nat, chain.clone(), rule),
+    })?;
+    Ok((snapshot, unclear))
 }
 
 /// What the first restore into an empty kernel would be, all in one.
@@ -403,5 +476,6 @@ pub fn style(node: &NodePlan, large: bool, settings: &Settings, random_fully: bo
         count_invalid: counters.invalid_dropped,
         count_localhost: counters.localhost_accepted,
         large_cluster: large,
+        layout: settings.layout,
     }
 }

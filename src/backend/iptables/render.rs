@@ -4,7 +4,7 @@ use std::fmt::{self, Formatter};
 
 use ipnet::IpNet;
 
-use super::ruleset::{ConnStates, Is, Marking, Match, Rule, Target};
+use super::ruleset::{Addresses, ConnStates, Is, Marking, Match, Rule, Target};
 use crate::net::IpFamily;
 
 /// The text after `-A CHAIN `.
@@ -17,12 +17,14 @@ impl fmt::Display for Rule {
             write!(f, "{space}{text}")
         };
         // The tools leave out a network that holds every address.
-        let limits = |side: &Is<IpNet>| side.not || side.value.prefix_len() > 0;
-        if let Some(Is { not, value }) = self.source.as_ref().filter(|side| limits(side)) {
+        let holds_all = |net: &IpNet| net.prefix_len() == 0;
+        if let Some(Is { not, value }) = self.source.as_ref().filter(|side| side.not || !holds_all(&side.value)) {
             part(f, format_args!("{}-s {value}", bang(*not)))?;
         }
-        if let Some(Is { not, value }) = self.destination.as_ref().filter(|side| limits(side)) {
-            part(f, format_args!("{}-d {value}", bang(*not)))?;
+        match &self.destination {
+            Some(Is { not: false, value: Addresses::Net(net) }) if holds_all(net) => {}
+            Some(Is { not, value }) => part(f, format_args!("{}-d {value}", bang(*not)))?,
+            None => {}
         }
         if let Some(Is { not, value }) = &self.in_interface {
             part(f, format_args!("{}-i {value}", bang(*not)))?;
@@ -51,6 +53,7 @@ impl fmt::Display for Match {
             Match::Mark(Is { not, value }) => write!(f, "mark {}--mark {value}", bang(*not)),
             Match::SourceIsLocal => f.write_str("addrtype --src-type LOCAL"),
             Match::DestinationIsLocal => f.write_str("addrtype --dst-type LOCAL"),
+            Match::ToItself(family) => write!(f, "bpf --bytecode \"{}\"", to_itself(*family)),
             Match::Transport(protocol, None) => f.write_str(protocol.lower()),
             Match::Transport(protocol, Some(port)) => write!(f, "{} --dport {port}", protocol.lower()),
             Match::OneIn(n) => write!(f, "statistic --mode random --probability {}", Probability(*n)),
@@ -83,6 +86,15 @@ impl fmt::Display for Target {
     }
 }
 
+impl fmt::Display for Addresses {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Addresses::Net(net) => net.fmt(f),
+            Addresses::Bits { value, mask } => write!(f, "{value}/{mask}"),
+        }
+    }
+}
+
 impl fmt::Display for Marking {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self.mask {
@@ -103,6 +115,20 @@ impl fmt::Display for ConnStates {
 
 fn bang(not: bool) -> &'static str {
     if not { "! " } else { "" }
+}
+
+/// The program that takes packets whose source is their destination, word by word from the IP header,
+/// which is where programs of `-m bpf` begin to count. One instruction is `code true false constant`, in the
+/// kernel's classic form: 32 loads the word at an offset, 7 keeps it, 29 compares with what was kept and
+/// jumps, 6 returns.
+pub(super) fn to_itself(family: IpFamily) -> &'static str {
+    match family {
+        IpFamily::V4 => "6,32 0 0 16,7 0 0 0,32 0 0 12,29 0 1 0,6 0 0 65535,6 0 0 0",
+        IpFamily::V6 => {
+            "18,32 0 0 36,7 0 0 0,32 0 0 20,29 0 13 0,32 0 0 32,7 0 0 0,32 0 0 16,29 0 9 0,\
+             32 0 0 28,7 0 0 0,32 0 0 12,29 0 5 0,32 0 0 24,7 0 0 0,32 0 0 8,29 0 1 0,6 0 0 65535,6 0 0 0"
+        }
+    }
 }
 
 fn recent_mask(family: IpFamily) -> &'static str {
