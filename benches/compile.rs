@@ -22,7 +22,11 @@ use ferrule::plan::{Backend, Plan};
 const SIZES: [usize; 3] = [10, 1_000, 10_000];
 const ENDPOINTS: usize = 10;
 
-const IPTABLES: apply::Settings = apply::Settings { mark: 1 << 14, drop_invalid: true };
+const IPTABLES: apply::Settings = apply::Settings {
+    mark: 1 << 14,
+    drop_invalid: true,
+    layout: compile::Layout { bucketed_services: false, compact_endpoints: false },
+};
 const COUNTERS: Counters = Counters { invalid_dropped: true, localhost_accepted: true };
 
 fn plan(services: usize) -> Plan {

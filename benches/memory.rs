@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use allocation_counter::{AllocationInfo, measure};
 use ferrule::backend::iptables::apply::{self, Iptables};
+use ferrule::backend::iptables::compile::Layout;
 use ferrule::backend::iptables::netlink::Counters;
 use ferrule::backend::iptables::tools::Tools;
 use ferrule::cluster::{ClusterState, Event};
@@ -31,7 +32,11 @@ use ferrule::sync::notice::{Notice, Observer, Sync};
 use ferrule::sync::pacer::Pace;
 use futures::FutureExt as _;
 
-const IPTABLES: apply::Settings = apply::Settings { mark: 1 << 14, drop_invalid: true };
+const IPTABLES: apply::Settings = apply::Settings {
+    mark: 1 << 14,
+    drop_invalid: true,
+    layout: Layout { bucketed_services: false, compact_endpoints: false },
+};
 const COUNTERS: Counters = Counters { invalid_dropped: true, localhost_accepted: true };
 const PACE: Pace = Pace { min: Duration::ZERO, retry: Duration::from_secs(30), max: Duration::from_secs(3600) };
 

@@ -68,6 +68,8 @@ pub struct Config {
     pub api: Api,
     /// Where to take objects from instead of an API server, if not empty: `--manifests`.
     pub manifests: Vec<PathBuf>,
+    /// Where iptables mode puts rules, if not where kube-proxy does.
+    pub layout: Layout,
     /// Kernel settings of connection tracking.
     pub conntrack: Conntrack,
     /// Settings that only ipvs mode has.
@@ -113,6 +115,16 @@ pub enum ProxyMode {
     Ipvs,
     /// Rules, sets and maps of nftables.
     Nftables,
+}
+
+/// Where iptables mode puts rules, as far as that makes no difference to any packet. ferrule's own; off by
+/// default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// Services are found by parts of their addresses: `--ferrule-service-dispatch=bucketed`.
+    pub bucketed_services: bool,
+    /// Endpoints have no chains of their own: `--ferrule-endpoint-layout=compact`.
+    pub compact_endpoints: bool,
 }
 
 /// How to reach the API server.

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::backend::iptables::apply::{self, Iptables};
-use crate::backend::iptables::compile::{NFACCT_INVALID_DROPPED, NFACCT_LOCALHOST_ACCEPTED};
+use crate::backend::iptables::compile::{Layout, NFACCT_INVALID_DROPPED, NFACCT_LOCALHOST_ACCEPTED};
 use crate::backend::iptables::netlink::{self, Counters};
 use crate::backend::iptables::nft;
 use crate::backend::iptables::tools::{Tools, Variant};
@@ -107,21 +107,23 @@ async fn run_iptables(config: Config, stop: impl Future<Output = ()>) -> anyhow:
         return Ok(());
     }
 
-    let iptables = apply::Settings { mark: config.masquerade_mark, drop_invalid: !sysctls.conntrack_is_liberal() };
-    let pipelines: Vec<_> = tools
-        .into_iter()
-        .map(|(family, tools)| {
-            let (variant, mark) = (tools.features.variant, format!("{:#010x}", config.masquerade_mark));
-            let (min, period) = (pace.min, pace.retry);
-            tracing::info!(%family, tools = ?variant, mark, minSyncPeriod = ?min, syncPeriod = ?period, "iptables mode");
-            let backend = Iptables::new(tools, iptables.clone(), Counters::ensure);
-            let backend = match variant {
-                Variant::Legacy => backend,
-                Variant::Nft => backend.with_chains(nft::Kernel::new(family)),
-            };
-            Pipeline::new(family, settings.clone(), pace, backend)
-        })
-        .collect();
+    let mut pipelines = Vec::new();
+    for (family, tools) in tools {
+        let (variant, mark) = (tools.features.variant, format!("{:#010x}", config.masquerade_mark));
+        let (min, period) = (pace.min, pace.retry);
+        tracing::info!(%family, tools = ?variant, mark, minSyncPeriod = ?min, syncPeriod = ?period, "iptables mode");
+        let iptables = apply::Settings {
+            mark: config.masquerade_mark,
+            drop_invalid: !sysctls.conntrack_is_liberal(),
+            layout: layout(&config, family, &tools).await,
+        };
+        let backend = Iptables::new(tools, iptables, Counters::ensure);
+        let backend = match variant {
+            Variant::Legacy => backend,
+            Variant::Nft => backend.with_chains(nft::Kernel::new(family)),
+        };
+        pipelines.push(Pipeline::new(family, settings.clone(), pace, backend));
+    }
     sysctls.set_oom_score(config.oom_score_adj).await;
     start_events(&config, connection, happenings);
     recorder.record(Happening::Starting);
@@ -219,6 +221,23 @@ async fn iptables_tools(sysctls: &Sysctls) -> anyhow::Result<Vec<(IpFamily, Tool
         tracing::warn!(%reason, "one IP family is not served");
     }
     Ok(found)
+}
+
+/// Where rules go, as configured and as far as the node can do it. (A node that cannot serves all the same:
+/// no packet can tell layouts apart.)
+async fn layout(config: &Config, family: IpFamily, tools: &Tools<System>) -> Layout {
+    let config::Layout { bucketed_services, mut compact_endpoints } = config.layout;
+    if compact_endpoints && let Err(error) = tools.recognises_own_source().await {
+        tracing::warn!(
+            %family, %error,
+            "no compact endpoint layout: it takes the match bpf of iptables and the kernel (module xt_bpf); endpoints have chains"
+        );
+        compact_endpoints = false;
+    }
+    if bucketed_services || compact_endpoints {
+        tracing::info!(%family, bucketed_services, compact_endpoints, "rules are laid out otherwise than kube-proxy's");
+    }
+    Layout { bucketed_services, compact_endpoints }
 }
 
 /// The API server, if objects come from one.

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use ferrule::backend::iptables::apply;
+use ferrule::backend::iptables::compile::Layout;
 use ferrule::cli::render;
 use ferrule::cluster::Event;
 use ferrule::model::{EndpointSlice, Node, Service, wire};
@@ -47,7 +48,7 @@ impl Rules {
             detect_local: DetectLocal::ClusterCidr(vec![PODS.parse().unwrap()]),
             external_ips: true,
         };
-        let iptables = apply::Settings { mark: 1 << 14, drop_invalid: true };
+        let iptables = apply::Settings { mark: 1 << 14, drop_invalid: true, layout: Layout::default() };
         Rules::read(&render::iptables(events(cluster), &settings, &iptables, IpFamily::V4))
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::{fail, print, say};
 
 use crate::backend::iptables::apply::{self, first_input};
+use crate::backend::iptables::compile::Layout;
 use crate::backend::iptables::netlink::Counters;
 use crate::cluster::{ClusterState, Event};
 use crate::config::flags::Flags;
@@ -48,7 +49,14 @@ pub fn main(flags: &Flags, family: Option<IpFamily>) -> ExitCode {
         _ => None,
     });
     problems.for_each(|problem| say(&format!("Warning: {problem}")));
-    let iptables = apply::Settings { mark: config.masquerade_mark, drop_invalid: !config.conntrack.tcp_be_liberal };
+    let iptables = apply::Settings {
+        mark: config.masquerade_mark,
+        drop_invalid: !config.conntrack.tcp_be_liberal,
+        layout: Layout {
+            bucketed_services: config.layout.bucketed_services,
+            compact_endpoints: config.layout.compact_endpoints,
+        },
+    };
     for family in IpFamily::BOTH.into_iter().filter(|each| family.is_none_or(|only| only == *each)) {
         print(&format!("# {family}\n"));
         print(&self::iptables(manifests.events.iter().cloned(), &config.planning, &iptables, family));

@@ -11,8 +11,8 @@ use super::flags::{Flags, Version};
 use super::go::{append_port, split_host_port};
 use super::schema::{self, KubeProxyConfiguration};
 use super::{
-    Action, Api, Config, ConfigError, Conntrack, FeatureGates, Ipvs, KUBERNETES_VERSION, Loaded, LogFormat, Logging,
-    ProxyMode, Remark, Servers, validate,
+    Action, Api, Config, ConfigError, Conntrack, FeatureGates, Ipvs, KUBERNETES_VERSION, Layout, Loaded, LogFormat,
+    Logging, ProxyMode, Remark, Servers, validate,
 };
 use crate::net::{parse_cidr, parse_ip};
 use crate::plan::build::{DetectLocal, NodePortSetting, Settings};
@@ -122,6 +122,10 @@ fn config(flags: &Flags, written: KubeProxyConfiguration, gates: FeatureGates) -
         config_sync_period: written.config_sync_period.to_std(),
         api: api(flags, &written),
         manifests: flags.ferrule.manifests(),
+        layout: Layout {
+            bucketed_services: flags.ferrule.ferrule_service_dispatch.departs,
+            compact_endpoints: flags.ferrule.ferrule_endpoint_layout.departs,
+        },
         conntrack: conntrack(&written.conntrack),
         ipvs: ipvs(&written.ipvs),
         servers: Servers {

@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::comparison::Comparison;
 use crate::objects::{Objects, SERVICE_PORT, Service};
-use crate::proxy::{Config, Detector, Proxy};
+use crate::proxy::{Config, Detector, Layout, Proxy};
 use crate::traffic::{Answer, Call, Outcome, Proto};
 use crate::world::{Case, Family, Namespace, Node, POD_PORT, World};
 
@@ -21,6 +21,7 @@ matrix!(
     no_detector,
     masquerade_all,
     masquerade_all_without_detector,
+    rules_elsewhere,
 );
 
 fn cluster_cidr(case: Case) {
@@ -50,6 +51,11 @@ fn masquerade_all(case: Case) {
 
 fn masquerade_all_without_detector(case: Case) {
     check(case, Detector::None, true, &Proto::SOCKETS);
+}
+
+/// Where rules stand makes no difference.
+fn rules_elsewhere(case: Case) {
+    check_laid_out(case, Detector::ClusterCidr, false, &[Proto::Udp, Proto::Sctp], Layout::BOTH);
 }
 
 /// Who asks.
@@ -93,6 +99,10 @@ struct Policies {
 }
 
 fn check(case: Case, detector: Detector, masquerade_all: bool, protocols: &[Proto]) {
+    check_laid_out(case, detector, masquerade_all, protocols, Layout::USUAL);
+}
+
+fn check_laid_out(case: Case, detector: Detector, masquerade_all: bool, protocols: &[Proto], layout: Layout) {
     let world = case.world(detector.fabric(), 2, 2);
     if protocols.contains(&Proto::Sctp) {
         world.pods.iter().for_each(|pod| world.servers.listen(pod, Proto::Sctp, POD_PORT));
@@ -109,7 +119,7 @@ fn check(case: Case, detector: Detector, masquerade_all: bool, protocols: &[Prot
             policies.push(Policies { internal_local, external_local });
         }
     }
-    let config = Config { detector, masquerade_all, ..Config::default() };
+    let config = Config { detector, masquerade_all, layout, ..Config::default() };
     let _proxy = Proxy::start(&world, &config, &objects);
     let mut comparison = Comparison::begin(&world);
 

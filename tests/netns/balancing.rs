@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::comparison::Comparison;
 use crate::objects::{Endpoint, Objects, SERVICE_PORT, Service};
-use crate::proxy::{Config, Detector, Proxy};
+use crate::proxy::{Config, Detector, Layout, Proxy};
 use crate::traffic::{Call, Outcome, Proto};
 use crate::world::{Case, Fabric, Namespace, Node, POD_PORT, World, eventually};
 
@@ -92,7 +92,8 @@ fn connections_are_spread_evenly(case: Case) {
 }
 
 fn a_pod_reaches_itself(case: Case) {
-    for detector in [Detector::ClusterCidr, Detector::InterfacePrefix, Detector::None] {
+    let usual = [Detector::ClusterCidr, Detector::InterfacePrefix, Detector::None].map(|of| (of, Layout::USUAL));
+    for (detector, layout) in usual.into_iter().chain([(Detector::ClusterCidr, Layout::COMPACT)]) {
         let world = case.world(detector.fabric(), 2, 1);
         let family = world.family();
         for pod in &world.pods {
@@ -100,7 +101,7 @@ fn a_pod_reaches_itself(case: Case) {
         }
         let protocols = vec![Proto::Tcp, Proto::Udp, Proto::Sctp];
         let service = Service { protocols, ..Service::new(&world, "self", 1, &["a0", "a1"]).outside(1) };
-        let config = Config { detector, ..Config::default() };
+        let config = Config { detector, layout, ..Config::default() };
         let _proxy = Proxy::start(&world, &config, &Objects::new([service.clone()]));
         let mut comparison = Comparison::begin(&world);
         let me = world.pod("a0");
@@ -115,7 +116,9 @@ fn a_pod_reaches_itself(case: Case) {
                 comparison.holds();
                 let mut seen: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
                 for outcome in outcomes {
-                    let Outcome::Answer(answer) = outcome else { panic!("{detector:?} {proto:?} {to}: {outcome}") };
+                    let Outcome::Answer(answer) = outcome else {
+                        panic!("{detector:?} {layout:?} {proto:?} {to}: {outcome}")
+                    };
                     seen.entry(answer.endpoint).or_default().insert(answer.seen);
                 }
                 // Its own packets must come back as somebody else's, or it would answer itself directly.
@@ -123,7 +126,7 @@ fn a_pod_reaches_itself(case: Case) {
                     ("a0".to_owned(), BTreeSet::from([world.masqueraded(me)])),
                     ("a1".to_owned(), BTreeSet::from([others_see])),
                 ]);
-                assert_eq!(seen, want, "{detector:?} {proto:?} {to}");
+                assert_eq!(seen, want, "{detector:?} {layout:?} {proto:?} {to}");
             }
         }
     }

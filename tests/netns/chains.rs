@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ferrule::backend::iptables::apply::{self, first_input};
+use ferrule::backend::iptables::compile::Layout;
 use ferrule::backend::iptables::names::ChainName;
 use ferrule::backend::iptables::netlink::Counters;
 use ferrule::backend::iptables::nft::{Chains, Kernel};
@@ -21,6 +22,8 @@ use crate::world::{Family, Namespace};
 const NODE: &str = "node-a";
 const SEP: &str = "KUBE-SEP-AAAAAAAAAAAAAAAA";
 const MARK: u32 = 1 << 14;
+/// All that is not where kube-proxy has it.
+const ELSEWHERE: Layout = Layout { bucketed_services: true, compact_endpoints: true };
 
 /// A network namespace with nothing in it.
 struct Empty {
@@ -194,11 +197,16 @@ fn written(text: &str) -> Rules {
     rules
 }
 
-fn what_is_written_is_read(family: Family, settings: &Settings, services: &[(ServiceFixture, SliceFixture)]) {
+fn what_is_written_is_read(
+    family: Family,
+    settings: &Settings,
+    layout: Layout,
+    services: &[(ServiceFixture, SliceFixture)],
+) {
     let empty = Empty::new(family);
     let text = first_input(
         &plan(family, settings, services),
-        &apply::Settings { mark: MARK, drop_invalid: true },
+        &apply::Settings { mark: MARK, drop_invalid: true, layout },
         true,
         Counters::default(),
     );
@@ -245,11 +253,16 @@ fn everything_written_is_read(family: Family) {
         (DetectLocal::ClusterCidr(Vec::new()), true),
     ];
     for (detector, masquerade_all) in detectors {
-        what_is_written_is_read(family, &settings(detector, masquerade_all), &services(family));
+        let settings = settings(detector, masquerade_all);
+        for layout in [Layout::default(), ELSEWHERE] {
+            what_is_written_is_read(family, &settings, layout, &services(family));
+        }
     }
     // A large cluster, whose rules have no comments and whose chains no datagram holds.
     let large = [(everything(family, 0), endpoints(family, 0, 1, 400))];
-    what_is_written_is_read(family, &settings(DetectLocal::NodeCidr, false), &large);
+    for layout in [Layout::default(), ELSEWHERE] {
+        what_is_written_is_read(family, &settings(DetectLocal::NodeCidr, false), layout, &large);
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::world::{Case, Fabric, Family, World};
 matrix!(cleaning_up, initialising);
 
 /// Runs ferrule on node A to its end: its exit code and log.
-fn ferrule(world: &World, args: &[&str]) -> (Option<i32>, String) {
+pub fn ferrule(world: &World, args: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(binary());
     command.args(args).env("PATH", world.tools.path_variable()).env("XTABLES_LOCKFILE", world.tools.lock_file());
     let output = world.node.run_on_keeper(move || command.output()).expect("ferrule is to start");

@@ -66,6 +66,7 @@ mod faults;
 mod health;
 mod host;
 mod kubeadm;
+mod layouts;
 mod metrics;
 mod one_change;
 mod refusal;

@@ -37,6 +37,17 @@ pub struct Config {
     pub localhost_node_ports: bool,
     /// `bindAddressHardFail`.
     pub bind_address_hard_fail: bool,
+    /// Where rules stand.
+    pub layout: Layout,
+}
+
+/// Where rules stand, as environment variables have it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// `FERRULE_SERVICE_DISPATCH=bucketed`.
+    pub bucketed: bool,
+    /// `FERRULE_ENDPOINT_LAYOUT=compact`.
+    pub compact: bool,
 }
 
 /// How local pods are known.
@@ -69,6 +80,7 @@ impl Default for Config {
             node_port_addresses: Vec::new(),
             localhost_node_ports: true,
             bind_address_hard_fail: false,
+            layout: Layout::default(),
         }
     }
 }
@@ -82,6 +94,27 @@ impl Detector {
             Detector::InterfacePrefix => Fabric::Routed,
             _ => Fabric::Bridge,
         }
+    }
+}
+
+// === impl Layout ===
+
+impl Layout {
+    /// kube-proxy's.
+    pub const USUAL: Layout = Layout { bucketed: false, compact: false };
+    /// Services by address.
+    pub const BUCKETED: Layout = Layout { bucketed: true, compact: false };
+    /// No chains of endpoints.
+    pub const COMPACT: Layout = Layout { bucketed: false, compact: true };
+    /// Both.
+    pub const BOTH: Layout = Layout { bucketed: true, compact: true };
+
+    /// The program that gives another one these variables; nothing for the usual layout.
+    fn variables(self) -> Vec<OsString> {
+        let bucketed = self.bucketed.then(|| "FERRULE_SERVICE_DISPATCH=bucketed".into());
+        let compact = self.compact.then(|| "FERRULE_ENDPOINT_LAYOUT=compact".into());
+        let variables: Vec<OsString> = bucketed.into_iter().chain(compact).collect();
+        if variables.is_empty() { variables } else { [vec!["env".into()], variables].concat() }
     }
 }
 
@@ -140,14 +173,13 @@ impl<'w> Proxy<'w> {
     pub fn launch(world: &'w World, config: &Config) -> Proxy<'w> {
         let file = world.dir().join("config.json");
         fs::write(&file, serde_json::to_vec_pretty(&config.file()).unwrap()).unwrap();
-        Proxy::launch_with(world, &file, &manifests(world), Node::A.name())
+        let arguments = arguments(&file, &manifests(world), Node::A.name());
+        Proxy::spawn(world, &[config.layout.variables(), arguments].concat())
     }
 
     /// Starts it with a configuration file, manifests and node name of any kind, and does not wait.
     pub fn launch_with(world: &'w World, config: &Path, manifests: &Path, hostname: &str) -> Proxy<'w> {
-        let mut arguments: Vec<OsString> = vec![binary().into(), "--config".into(), config.into()];
-        arguments.extend(["--manifests".into(), manifests.into(), "--hostname-override".into(), hostname.into()]);
-        Proxy::spawn(world, &arguments)
+        Proxy::spawn(world, &arguments(config, manifests, hostname))
     }
 
     /// Starts a program, which is to become the proxy, with its arguments.
@@ -185,7 +217,7 @@ impl<'w> Proxy<'w> {
         let text = format!("\"{} cluster IP\"", marker.port(Proto::Tcp));
         eventually(LONG, &format!("the rules for {text} are in the kernel"), || {
             assert!(self.running(), "ferrule ended, see its log");
-            Rules::read(self.world, family).has("nat", "KUBE-SERVICES", &text).then_some(())
+            Rules::read(self.world, family).leads_to_service(&text).then_some(())
         });
         quiet(self.world);
     }
@@ -232,6 +264,13 @@ impl Drop for Proxy<'_> {
 /// The binary under test: the one built with these tests, or `FERRULE_NETNS_BINARY`.
 pub fn binary() -> PathBuf {
     std::env::var_os("FERRULE_NETNS_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_ferrule").into(), PathBuf::from)
+}
+
+fn arguments(config: &Path, manifests: &Path, hostname: &str) -> Vec<OsString> {
+    let [config, manifests] = [config, manifests].map(OsString::from);
+    let flags = ["--config".into(), config, "--manifests".into(), manifests];
+    let hostname = ["--hostname-override".into(), hostname.into()];
+    std::iter::once(binary().into()).chain(flags).chain(hostname).collect()
 }
 
 fn manifests(world: &World) -> PathBuf {

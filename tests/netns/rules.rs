@@ -50,6 +50,13 @@ impl Rules {
         self.chain(table, chain).iter().any(|rule| rule.contains(text))
     }
 
+    /// Whether a rule with this text looks for a Service by its address, in whichever layout.
+    pub fn leads_to_service(&self, text: &str) -> bool {
+        let looks = |chain: &str| chain == "KUBE-SERVICES" || chain.starts_with("KUBE-SVC-ADDR-");
+        let mut chains = self.chains.iter().filter(|((table, chain), _)| table == "nat" && looks(chain));
+        chains.any(|(_, rules)| rules.iter().any(|rule| rule.contains(text)))
+    }
+
     /// The endpoints (`ip:port`) of a service port (`namespace/name:port`) by the comments in its
     /// cluster or local chain.
     pub fn endpoints(&self, kind: &str, port: &str) -> BTreeSet<String> {
@@ -76,7 +83,7 @@ impl Rules {
     /// The same, in the order that matters: to compare two states that should have the same effect.
     pub fn normal(mut self) -> Rules {
         for ((_, chain), rules) in &mut self.chains {
-            if UNORDERED.contains(&chain.as_str()) {
+            if UNORDERED.contains(&chain.as_str()) || chain.starts_with("KUBE-SVC-ADDR-") {
                 let last = rules.pop();
                 rules.sort();
                 rules.extend(last);

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ferrule::backend::iptables::compile::Layout;
 use ferrule::backend::iptables::names::ServiceChains;
 use ferrule::model::{
     Conditions, Endpoint, EndpointSlice, Hints, Node, Service, ServiceName, ServicePort, ServicePortName, SlicePort,
@@ -87,6 +88,20 @@ pub(crate) fn interface_addresses() -> Vec<IpAddr> {
 }
 
 // === clusters ===
+
+/// Every layout of rules.
+pub(crate) const LAYOUTS: [Layout; 4] = [
+    Layout { bucketed_services: false, compact_endpoints: false },
+    Layout { bucketed_services: true, compact_endpoints: false },
+    Layout { bucketed_services: false, compact_endpoints: true },
+    Layout { bucketed_services: true, compact_endpoints: true },
+];
+
+/// kube-proxy's layout mostly. Those with many chains take many times as long to follow.
+pub(crate) fn layout() -> impl Strategy<Value = Layout> {
+    let [usual, bucketed, compact, both] = LAYOUTS;
+    prop_oneof![6 => Just(usual), 2 => Just(compact), 1 => Just(bucketed), 1 => Just(both)]
+}
 
 /// A cluster with up to so many Services.
 pub(crate) fn input(services: usize) -> impl Strategy<Value = Input> {

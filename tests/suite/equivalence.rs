@@ -1,15 +1,17 @@
-//! For any cluster and any packet: what the rules do is what the Plan says.
+//! For any cluster and any packet: what the rules do is what the Plan says, wherever they stand.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use ferrule::backend::iptables::apply;
+use ferrule::backend::iptables::compile::Layout;
 use ferrule::backend::iptables::netlink::Counters;
 use ferrule::command::fake::{FakeKernel, Tables, Variant};
 use ferrule::command::{Command, Run};
 use ferrule::net::IpFamily;
 use ferrule::plan::Plan;
 use proptest::prelude::*;
+use proptest::sample::select;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use tokio::runtime::{Builder, Runtime};
@@ -28,10 +30,11 @@ proptest! {
     fn rules_do_what_the_plan_says(
         input in clusters::input(3),
         seeds in prop::collection::vec(clusters::packet_seed(), 24),
+        layout in select(clusters::LAYOUTS.to_vec()),
     ) {
         for family in IpFamily::BOTH {
             let plan = plan(&input, family);
-            let tables = tables(&plan);
+            let tables = tables(&plan, layout);
             for seed in &seeds {
                 check(&plan, &tables, seed)?;
             }
@@ -87,8 +90,8 @@ pub(crate) fn plan(input: &Input, family: IpFamily) -> Plan {
 }
 
 /// The rules of a first full sync, in the kernel.
-pub(crate) fn tables(plan: &Plan) -> Tables {
-    let settings = apply::Settings { mark: 0x4000, drop_invalid: true };
+pub(crate) fn tables(plan: &Plan, layout: Layout) -> Tables {
+    let settings = apply::Settings { mark: 0x4000, drop_invalid: true, layout };
     let counters = Counters { invalid_dropped: true, localhost_accepted: true };
     let input = apply::first_input(plan, &settings, true, counters);
     let kernel = FakeKernel::new(Variant::Nft);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferrule::backend::iptables::apply::{Iptables, Settings as Mode};
-use ferrule::backend::iptables::compile::{NFACCT_LOCALHOST_ACCEPTED, Shared};
+use ferrule::backend::iptables::compile::{Layout, NFACCT_LOCALHOST_ACCEPTED, Shared};
 use ferrule::backend::iptables::netlink::Counters;
 use ferrule::backend::iptables::ruleset::Table;
 use ferrule::backend::iptables::tools::Tools;
@@ -48,8 +48,8 @@ enum Step {
     Relist(BTreeSet<usize>),
     /// Everything is compared, as now and then.
     Full,
-    /// The proxy is started again, with other settings.
-    Restart(Settings),
+    /// The proxy is started again, with other settings and another layout of rules.
+    Restart(Settings, Layout),
     /// Somebody flushes tables, and the proxy looks.
     Flush(Vec<Table>),
 }
@@ -74,7 +74,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => subsequence((0..SERVICES).collect::<Vec<_>>(), 0..=SERVICES)
             .prop_map(|gone| Step::Relist(gone.into_iter().collect())),
         1 => Just(Step::Full),
-        1 => clusters::settings().prop_map(Step::Restart),
+        1 => (clusters::settings(), clusters::layout()).prop_map(|(settings, layout)| Step::Restart(settings, layout)),
         1 => tables.prop_map(Step::Flush),
     ]
 }
@@ -89,12 +89,12 @@ fn moves(faults: std::ops::RangeInclusive<usize>) -> impl Strategy<Value = Vec<M
     prop::collection::vec(one.prop_map(|(step, faults, merged)| Move { step, faults, merged }), 1..10)
 }
 
-/// Where it begins: variant of the tools, family, settings and node.
-type Start = (Variant, IpFamily, Settings, Node);
+/// Where it begins: variant of the tools, family, settings, node and layout of rules.
+type Start = (Variant, IpFamily, Settings, Node, Layout);
 
 fn start() -> impl Strategy<Value = Start> {
     let (variants, families) = (vec![Variant::Legacy, Variant::Nft], IpFamily::BOTH.to_vec());
-    (select(variants), select(families), clusters::settings(), clusters::node())
+    (select(variants), select(families), clusters::settings(), clusters::node(), clusters::layout())
 }
 
 fn runtime() -> Runtime {
@@ -120,6 +120,7 @@ struct Rig {
     state: ClusterState,
     objects: BTreeMap<usize, (Option<Service>, Vec<EndpointSlice>)>,
     settings: Settings,
+    layout: Layout,
     pipeline: Pipeline<Iptables<FakeKernel>>,
     /// Whether the last sync failed, or there was none.
     failed: bool,
@@ -133,10 +134,10 @@ impl Rig {
         Rig::start_in((start, Pieces::Usual)).await
     }
 
-    async fn start_in(((variant, family, settings, node), pieces): (Start, Pieces)) -> Rig {
+    async fn start_in(((variant, family, settings, node, layout), pieces): (Start, Pieces)) -> Rig {
         let kernel = FakeKernel::new(variant);
         let state = pipeline::cluster(&node, &clusters::interface_addresses(), [], []);
-        let pipeline = started(family, &kernel, &settings, pieces).await;
+        let pipeline = started(family, &kernel, &settings, layout, pieces).await;
         Rig {
             pieces,
             family,
@@ -144,6 +145,7 @@ impl Rig {
             state,
             objects: BTreeMap::new(),
             settings,
+            layout,
             pipeline,
             failed: true,
             may_be_refused: false,
@@ -213,9 +215,9 @@ impl Rig {
                 self.relist();
             }
             Step::Full => self.pipeline.mark_everything(),
-            Step::Restart(settings) => {
-                self.settings = settings.clone();
-                self.pipeline = started(self.family, &self.kernel, settings, self.pieces).await;
+            Step::Restart(settings, layout) => {
+                (self.settings, self.layout) = (settings.clone(), *layout);
+                self.pipeline = started(self.family, &self.kernel, settings, *layout, self.pieces).await;
                 self.failed = true;
             }
             Step::Flush(tables) => {
@@ -286,7 +288,7 @@ impl Rig {
     /// Syncs if something asks for it: a change, or a failure before; to the end.
     async fn sync(&mut self) -> Result<Report, ApplyError> {
         let mut all = self.piece().await?;
-        for _ in 0..100_000 {
+        for _ in 0..5_000 {
             if all.remaining == 0 {
                 return Ok(all);
             }
@@ -326,6 +328,7 @@ async fn started(
     family: IpFamily,
     kernel: &FakeKernel,
     settings: &Settings,
+    layout: Layout,
     pieces: Pieces,
 ) -> Pipeline<Iptables<FakeKernel>> {
     let mut tools = Tools::probe(kernel.clone(), family).await;
@@ -334,10 +337,10 @@ async fn started(
             tools = Tools::probe(kernel.clone(), family).await;
         }
     }
-    let mode = Mode { mark: 0x4000, drop_invalid: true };
+    let mode = Mode { mark: 0x4000, drop_invalid: true, layout };
     let counters = || Counters { invalid_dropped: true, localhost_accepted: true };
-    let backend = Iptables::new(tools.expect("the programs work"), mode, counters);
-    let backend = pieces.of(backend, kernel, family);
+    let tools = tools.expect("the programs work");
+    let backend = pieces.of(Iptables::new(tools, mode, counters), kernel, family);
     let pace = Pace { min: Duration::ZERO, retry: Duration::from_secs(30), max: Duration::from_secs(3600) };
     Pipeline::new(family, Arc::new(settings.clone()), pace, backend)
 }
@@ -345,7 +348,7 @@ async fn started(
 /// The rules of a first sync with this state on an empty kernel.
 async fn fresh(rig: &Rig) -> Tables {
     let kernel = FakeKernel::new(Variant::Nft);
-    let mut pipeline = started(rig.family, &kernel, &rig.settings, Pieces::Usual).await;
+    let mut pipeline = started(rig.family, &kernel, &rig.settings, rig.layout, Pieces::Usual).await;
     loop {
         let job = pipeline.begin(&rig.state, Duration::ZERO).unwrap();
         if pipeline.end(job.run().await, Duration::ZERO).unwrap().remaining == 0 {
@@ -361,7 +364,7 @@ fn normalized(tables: &Tables) -> BTreeMap<(Table, String), Vec<String>> {
     for table in [Table::Mangle, Table::Filter, Table::Nat] {
         for (name, chain) in tables.chains(table) {
             let mut rules: Vec<String> = chain.rules.iter().map(ToString::to_string).collect();
-            if Shared::ALL.iter().any(|shared| shared.table() == table && shared.chain().as_str() == name) {
+            if Shared::named(table, name).is_some() {
                 let is_last = |rule: &String| rule.contains("must be the last rule");
                 let tail = rules.iter().position(is_last).unwrap_or(rules.len());
                 assert!(rules[tail..].iter().all(is_last), "something stands behind the last rules: {rules:#?}");
@@ -490,7 +493,7 @@ proptest! {
         runtime().block_on(async {
             let mut rig = Rig::after(start, &before).await;
             let old = rig.watch();
-            for step in change.iter().filter(|step| !matches!(step, Step::Flush(_) | Step::Restart(_))) {
+            for step in change.iter().filter(|step| !matches!(step, Step::Flush(_) | Step::Restart(..))) {
                 rig.step(step).await;
             }
             rig.sync().await.unwrap();
@@ -506,16 +509,16 @@ proptest! {
     #[test]
     fn a_proxy_that_takes_over_disturbs_no_service_that_stays(
         start in (start(), pieces()), before in moves(0..=0), change in prop::collection::vec(step(), 0..4),
-        seeds in prop::collection::vec(clusters::packet_seed(), 16),
+        seeds in prop::collection::vec(clusters::packet_seed(), 16), layout in clusters::layout(),
     ) {
         runtime().block_on(async {
             let mut rig = Rig::after_in(start, &before).await;
             let old = rig.watch();
             // While no proxy runs, the cluster goes on.
-            for step in change.iter().filter(|step| !matches!(step, Step::Flush(_) | Step::Restart(_))) {
+            for step in change.iter().filter(|step| !matches!(step, Step::Flush(_) | Step::Restart(..))) {
                 rig.step(step).await;
             }
-            rig.step(&Step::Restart(rig.settings.clone())).await;
+            rig.step(&Step::Restart(rig.settings.clone(), layout)).await;
             rig.sync().await.unwrap();
             let own: BTreeSet<Backend> = [&old.0, &rig.plan()]
                 .iter()

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ferrule::backend::iptables::compile::{self, ServiceRules, Shared, Style};
+use ferrule::backend::iptables::compile::{self, Layout, ServiceRules, Shared, Style};
 use ferrule::backend::iptables::names::ChainName;
 use ferrule::backend::iptables::ruleset::{Rule, Table};
 use ferrule::cluster::{ClusterState, Event};
@@ -53,7 +53,7 @@ pub(crate) fn plan(state: &ClusterState, settings: &Settings, family: IpFamily) 
 }
 
 /// How rules are written for a Plan on a kernel that has everything.
-pub(crate) fn style(plan: &Plan, mark: u32) -> Style {
+pub(crate) fn style(plan: &Plan, mark: u32, layout: Layout) -> Style {
     Style {
         family: plan.node.family,
         pod_traffic: plan.node.pod_traffic.clone(),
@@ -64,14 +64,17 @@ pub(crate) fn style(plan: &Plan, mark: u32) -> Style {
         count_invalid: true,
         count_localhost: true,
         large_cluster: plan.endpoints() > 1000,
+        layout,
     }
 }
 
 /// Everything that is compiled from a Plan, put together. Shared chains are there even if empty.
 pub(crate) fn compile(plan: &Plan, style: &Style) -> Chains {
-    let mut chains: Chains = Shared::ALL.iter().map(|shared| ((shared.table(), shared.chain()), Vec::new())).collect();
+    let mut chains: Chains =
+        Shared::of(style.layout).map(|shared| ((shared.table(), shared.chain()), Vec::new())).collect();
     let base = compile::base(&plan.node, style);
-    for (table, chain, rules) in base.chains {
+    let (head, dispatch) = (base.head(), base.dispatch());
+    for (table, chain, rules) in base.chains.into_iter().chain(dispatch) {
         assert!(chains.insert((table, chain.clone()), rules).is_none(), "{chain} twice");
     }
     for (name, service) in plan.services() {
@@ -84,6 +87,6 @@ pub(crate) fn compile(plan: &Plan, style: &Style) -> Chains {
         }
     }
     let services = Shared::NatServices;
-    chains.entry((services.table(), services.chain())).or_default().extend(base.tail);
+    chains.entry((services.table(), services.chain())).or_default().extend(head.into_iter().chain(base.tail));
     chains
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferrule::backend::iptables::apply::{Iptables, Settings as Mode};
+use ferrule::backend::iptables::compile::Layout;
 use ferrule::backend::iptables::netlink::Counters;
 use ferrule::backend::iptables::tools::Tools;
 use ferrule::backend::{Backend, Report, RuleCount, Scope};
@@ -314,7 +315,7 @@ async fn counts_of_rules_are_those_of_kube_proxy() {
     for family in IpFamily::BOTH {
         let kernel = FakeKernel::new(Variant::Legacy);
         let tools = Tools::probe(kernel.clone(), family).await.unwrap();
-        let mode = Mode { mark: config.masquerade_mark, drop_invalid: true };
+        let mode = Mode { mark: config.masquerade_mark, drop_invalid: true, layout: Layout::default() };
         let mut backend = Iptables::new(tools, mode, || Counters { invalid_dropped: true, localhost_accepted: true });
         let first = plan(&objects, &config, family);
         let report = backend.sync(&first, &Scope::Audit).await.unwrap();

@@ -64,3 +64,34 @@ fn cases_are_rendered_as_before() {
         }
     }
 }
+
+/// Flags and environment variables choose the layout, beside a configuration file too.
+#[test]
+fn other_layouts_are_rendered() {
+    let case = golden().join("nodeport");
+    let render = |args: &[&str], variables: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ferrule"));
+        command.args(["render", "--ip-family", "IPv4", "--manifests"]).arg(case.join("input.yaml"));
+        command.arg("--config").arg(case.join("config.yaml")).args(args).envs(variables.iter().copied());
+        let output = command.output().expect("run ferrule");
+        (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let (bucketed, compact) = ("--ferrule-service-dispatch=bucketed", "--ferrule-endpoint-layout=compact");
+    let (dispatch, layout) = ("FERRULE_SERVICE_DISPATCH", "FERRULE_ENDPOINT_LAYOUT");
+    let (_, usual) = render(&[], &[]);
+    assert_eq!(render(&[], &[(dispatch, ""), (layout, "chains")]).1, usual);
+    let (_, both) = render(&[bucketed, compact], &[]);
+    assert_eq!(render(&[], &[(dispatch, "bucketed"), (layout, "compact")]).1, both);
+    // What is typed goes first.
+    assert_eq!(render(&["--ferrule-service-dispatch=linear"], &[(dispatch, "bucketed")]).1, usual);
+    let (bucketed, compact) = (render(&[bucketed], &[]).1, render(&[compact], &[]).1);
+    for (text, has_buckets, has_chains) in
+        [(usual, false, true), (bucketed, true, true), (compact, false, false), (both, true, false)]
+    {
+        assert_eq!(text.contains(":KUBE-SVC-ADDR-"), has_buckets, "{text}");
+        assert_eq!(text.contains(":KUBE-SEP-"), has_chains, "{text}");
+        assert_eq!(text.contains(" -m bpf "), !has_chains, "{text}");
+    }
+    let (success, said) = render(&[], &[(layout, "none")]);
+    assert!(!success && said.contains("must be chains or compact"), "{said}");
+}

@@ -239,6 +239,7 @@ impl<'a> Walk<'a, '_> {
                 Match::Mark(mark) => (state.mark & mark.value.mask == mark.value.value) != mark.not,
                 Match::SourceIsLocal => self.source_is(&state, |ip| self.world.is_local(ip)),
                 Match::DestinationIsLocal => self.world.is_local(state.destination),
+                Match::ToItself(_) => self.source_is(&state, |ip| ip == state.destination),
                 Match::Transport(protocol, port) => {
                     *protocol == self.packet.protocol && port.is_none_or(|port| port == state.port)
                 }

@@ -1,11 +1,11 @@
 //! What the kernel is taken to hold, and what to make of a refusal. Pure:
 //! [`super::apply`] does the writing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::batch::{Batch, Staged, StagedBase};
-use super::compile::{self, BaseRules, Style};
+use super::compile::{self, BaseRules, Shared, Style};
 use super::diff::{self, Changes, Held, Part};
 use super::names::ChainName;
 use super::round::{Listing, Round, Turn};
@@ -70,15 +70,57 @@ impl From<ApplyError> for Interrupted {
 // === impl Applied ===
 
 impl Applied {
+    /// The base while Services are being written: with what those need that are still in another layout.
+    /// What is not needed in the end goes when all of them are written.
+    fn passing_base(&self, turn: &Turn<'_>) -> BaseRules {
+        let Round { style, base, snapshot, settled, .. } = &*turn.round;
+        if *settled {
+            return base.clone();
+        }
+        let read = snapshot.as_ref().filter(|snapshot| snapshot.has_chains()).map(Snapshot::layout);
+        let before = read.or(self.base.as_ref().map(|base| base.layout)).unwrap_or_default();
+        let layout = style.layout.or(before);
+        match layout == base.layout {
+            true => base.clone(),
+            false => compile::base(&turn.plan.node, &Style { layout, ..(**style).clone() }),
+        }
+    }
+
     pub(super) fn stage_base(&self, turn: &mut Turn<'_>, batch: &mut Batch) {
-        let Round { base, snapshot, begun, .. } = &mut *turn.round;
+        let base = self.passing_base(turn);
+        let Round { snapshot, begun, .. } = &mut *turn.round;
         let changes = match (snapshot.as_mut().filter(|_| !*begun), &self.base) {
-            (Some(snapshot), _) if snapshot.has_chains() => diff::base_from_snapshot(base, snapshot),
-            (Some(snapshot), old) => diff::base_beside_snapshot(old.as_ref(), base, snapshot),
-            (None, Some(old)) => diff::base(old, base),
+            (Some(snapshot), _) if snapshot.has_chains() => diff::base_from_snapshot(&base, snapshot),
+            (Some(snapshot), old) => diff::base_beside_snapshot(old.as_ref(), &base, snapshot),
+            (None, Some(old)) => diff::base(old, &base),
             (None, None) => Changes::default(),
         };
-        batch.set_base(&changes, base.clone());
+        batch.set_base(&changes, base);
+    }
+
+    /// From the base while Services are being written to the base, when all are. Nothing if rules that must
+    /// stay may need it as it is.
+    pub(super) fn stage_last_base(&self, turn: &mut Turn<'_>, batch: &mut Batch) {
+        let Round { base, snapshot, left_alone, .. } = &mut *turn.round;
+        let Some(passing) = self.base.as_ref().filter(|passing| passing.layout != base.layout) else { return };
+        let mut changes = diff::base(passing, base);
+        if let Some(snapshot) = snapshot {
+            let spared = self.spared(left_alone);
+            if snapshot.left_rules().any(|(_, rule, _)| is_spared(rule, &spared)) {
+                return;
+            }
+            // As leftovers: one that somebody else holds on to must not hold the others up.
+            changes.remove.drain(..).for_each(|(table, chain)| snapshot.release(table, chain));
+        }
+        turn.round.settled = true;
+        batch.set_base(&changes, turn.round.base.clone());
+    }
+
+    /// Service ports whose rules must stay although nobody knows them. (Where the previous rules are known,
+    /// those are claimed, and the rest may go.)
+    pub(super) fn spared(&self, left_alone: &BTreeSet<ServicePortName>) -> Vec<String> {
+        let unknown = self.refused.keys().filter(|name| !self.services.contains_key(name));
+        unknown.chain(left_alone).map(ToString::to_string).collect()
     }
 
     /// The plan that a Service port shall have in the kernel.
@@ -194,11 +236,16 @@ impl Applied {
         let mut left: Vec<ChainName> = match &round.listing {
             Listing::Known(names) => {
                 let mut is_owned = vec![false; names.len()];
+                let mut own = |chain: ChainName| {
+                    let at = names.binary_search(&chain).ok();
+                    at.and_then(|at| is_owned.get_mut(at)).into_iter().for_each(|is_owned| *is_owned = true);
+                };
                 for (name, at) in &self.services {
-                    for chain in compile::chain_names(name, &at.plan, &at.style) {
-                        let at = names.binary_search(&chain).ok();
-                        at.and_then(|at| is_owned.get_mut(at)).into_iter().for_each(|is_owned| *is_owned = true);
-                    }
+                    compile::chain_names(name, &at.plan, &at.style).for_each(&mut own);
+                }
+                if let Some(base) = &self.base {
+                    base.dispatch().into_iter().for_each(|(_, chain, _)| own(chain));
+                    Shared::of(base.layout).for_each(|shared| own(shared.chain()));
                 }
                 names.iter().zip(is_owned).filter(|(_, is_owned)| !is_owned).map(|(name, _)| name.clone()).collect()
             }

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::applied::{Applied, Interrupted, Trust, split};
 use super::batch::{Batch, Feed};
-use super::compile::{self, Style};
+use super::compile::{self, Layout, Style};
 use super::diff::{self, Changes, JUMPS, Part};
 use super::names::ChainName;
 use super::netlink::Counters;
@@ -47,6 +47,8 @@ pub struct Settings {
     pub mark: u32,
     /// Drop packets of no known connection. (kube-proxy: unless `nf_conntrack_tcp_be_liberal`.)
     pub drop_invalid: bool,
+    /// Where rules stand. The kernel must have what they need: [`Tools::recognises_own_source`].
+    pub layout: Layout,
 }
 
 /// iptables mode in one IP family.
@@ -123,6 +125,11 @@ impl<R: Run> Iptables<R> {
         }
     }
 
+    /// Variant of the programs.
+    pub fn variant(&self) -> Variant {
+        self.tools.features.variant
+    }
+
     /// The same, in pieces of another size.
     pub fn in_pieces(self, piece: Piece) -> Iptables<R> {
         Iptables { piece, ..self }
@@ -149,7 +156,7 @@ impl<R: Run> Iptables<R> {
     async fn begin(&mut self, turn: &mut Turn<'_>) -> Result<(), Interrupted> {
         match self.applied.trust {
             Trust::Everything => {}
-            Trust::OwnChains => match self.tools.read_shared().await? {
+            Trust::OwnChains => match self.read_shared(turn.round.style.layout).await? {
                 Some(snapshot) => turn.round.snapshot = Some(snapshot),
                 // Then nothing there can be trusted.
                 None => self.read_all(turn.round).await?,
@@ -175,7 +182,7 @@ impl<R: Run> Iptables<R> {
             turn.round.begun = true;
             names.extend(turn.round.important().into_iter().filter(|name| !first.contains(name)));
         }
-        self.read_own(turn, &names).await;
+        self.read_own(turn, &names).await?;
         names.iter().for_each(|name| self.applied.stage(name, turn, &mut batch, false));
         let (mut lines, mut chains) = (batch.lines, 0);
         // What has changed, and the most important Services, do not wait for the many others.
@@ -193,7 +200,7 @@ impl<R: Run> Iptables<R> {
         // Little by little: how much there is to write shows only when it is compared.
         while !turn.round.has_seen_all() && lines < piece.lines && chains < piece.chains {
             let names = turn.round.next(turn.plan, (piece.chains / 8).max(1));
-            self.read_own(turn, &names).await;
+            self.read_own(turn, &names).await?;
             let before = batch.lines;
             names.iter().for_each(|name| self.applied.stage(name, turn, &mut batch, chains_first));
             lines += batch.lines - before;
@@ -211,12 +218,15 @@ impl<R: Run> Iptables<R> {
             began = Instant::now();
             // Back, as long as they have not been looked at.
             turn.round.apart.push(group.clone());
-            self.read_own(turn, &group).await;
+            self.read_own(turn, &group).await?;
             let mut batch = Batch::default();
             group.iter().for_each(|name| self.applied.stage(name, turn, &mut batch, false));
             turn.round.apart.retain(|group| !group.is_empty());
             self.write(batch, turn, began).await?;
         }
+        let mut batch = Batch::default();
+        self.applied.stage_last_base(turn, &mut batch);
+        self.write(batch, turn, began).await?;
         self.await_listing(turn).await?;
         if self.remove_left_rules(turn, piece).await? == Progress::Unfinished
             || self.remove_left_chains(turn, piece).await? == Progress::Unfinished
@@ -479,5 +489,6 @@ pub fn style(node: &NodePlan, large: bool, settings: &Settings, random_fully: bo
         count_invalid: counters.invalid_dropped,
         count_localhost: counters.localhost_accepted,
         large_cluster: large,
+        layout: settings.layout,
     }
 }

@@ -1,14 +1,20 @@
 //! From the Plan to rules. Knows chains and rules, and nothing of why traffic goes where.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+mod base;
+mod shared;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 
 use super::names::{self, ChainName, ServiceChains};
-use super::ruleset::{ConnStates, Is, Marking, Match, Rule, Table, Target};
+use super::ruleset::{Is, Match, Rule, Target};
 use crate::model::ServicePortName;
 use crate::net::{IpFamily, Protocol, host_net};
-use crate::plan::{Action, Frontend, Listen, NodePlan, NodePortAddresses, PodTraffic, PoolKind, ServicePlan, Source};
+use crate::plan::{Action, Frontend, Listen, PodTraffic, PoolKind, ServicePlan, Source};
+
+pub use self::base::{BaseRules, base};
+pub use self::shared::Shared;
 
 /// Counter of packets that [`names::FORWARD`] drops as invalid.
 pub const NFACCT_INVALID_DROPPED: &str = "ct_state_invalid_dropped_pkts";
@@ -36,23 +42,20 @@ pub struct Style {
     pub count_localhost: bool,
     /// More than 1,000 endpoints: rules of endpoints carry no comments.
     pub large_cluster: bool,
+    /// Where rules stand.
+    pub layout: Layout,
 }
 
-/// A chain that holds rules of many Service ports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Shared {
-    /// nat KUBE-SERVICES
-    NatServices,
-    /// nat KUBE-NODEPORTS
-    NatNodePorts,
-    /// filter KUBE-SERVICES
-    FilterServices,
-    /// filter KUBE-EXTERNAL-SERVICES
-    FilterExternalServices,
-    /// filter KUBE-NODEPORTS
-    FilterNodePorts,
-    /// filter KUBE-PROXY-FIREWALL
-    FilterProxyFirewall,
+/// Where rules stand, as far as that makes no difference to any packet. By default, where kube-proxy puts
+/// them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// nat KUBE-SERVICES is split by the last byte of the destination: a first packet is compared with
+    /// one 256th of the Services' addresses.
+    pub bucketed_services: bool,
+    /// Endpoints of a Service without affinity have no chains: the Service's chain translates. That an
+    /// endpoint was balanced to itself shows after translation, in KUBE-POSTROUTING.
+    pub compact_endpoints: bool,
 }
 
 /// The rules of one Service port.
@@ -64,103 +67,15 @@ pub struct ServiceRules {
     pub shared: Vec<(Shared, Rule)>,
 }
 
-/// The rules that belong to no Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BaseRules {
-    /// Chains whose whole content is fixed.
-    pub chains: Vec<(Table, ChainName, Vec<Rule>)>,
-    /// Rules that lead from node addresses to node ports: the last ones of nat KUBE-SERVICES,
-    /// because any Service address must be tried before.
-    pub tail: Vec<Rule>,
-}
+// === impl Layout ===
 
-// === impl Shared ===
-
-impl Shared {
-    /// All of them.
-    pub const ALL: [Shared; 6] = [
-        Shared::NatServices,
-        Shared::NatNodePorts,
-        Shared::FilterServices,
-        Shared::FilterExternalServices,
-        Shared::FilterNodePorts,
-        Shared::FilterProxyFirewall,
-    ];
-
-    /// The table the chain is in.
-    pub fn table(self) -> Table {
-        match self {
-            Shared::NatServices | Shared::NatNodePorts => Table::Nat,
-            _ => Table::Filter,
+impl Layout {
+    /// What both need: rules of Services in either layout do their work with it.
+    pub fn or(self, other: Layout) -> Layout {
+        Layout {
+            bucketed_services: self.bucketed_services || other.bucketed_services,
+            compact_endpoints: self.compact_endpoints || other.compact_endpoints,
         }
-    }
-
-    /// The name of the chain.
-    pub fn chain(self) -> ChainName {
-        match self {
-            Shared::NatServices | Shared::FilterServices => names::SERVICES,
-            Shared::NatNodePorts | Shared::FilterNodePorts => names::NODE_PORTS,
-            Shared::FilterExternalServices => names::EXTERNAL_SERVICES,
-            Shared::FilterProxyFirewall => names::PROXY_FIREWALL,
-        }
-    }
-}
-
-/// Compiles what belongs to no Service.
-pub fn base(node: &NodePlan, style: &Style) -> BaseRules {
-    let mark = Marking { value: style.mark, mask: style.mark };
-    let jump_comment = "kubernetes forwarding rules";
-    let mut forward = Vec::new();
-    if style.drop_invalid {
-        let mut rule = Rule::to(Target::Drop).with(Match::ConnState(Is::so(ConnStates::INVALID)));
-        if style.count_invalid {
-            rule = rule.with(Match::Nfacct(NFACCT_INVALID_DROPPED.into()));
-        }
-        forward.push(rule);
-    }
-    forward.push(Rule::to(Target::Accept).comment(jump_comment).with(Match::Mark(Is::so(mark))));
-    forward.push(
-        Rule::to(Target::Accept)
-            .comment("kubernetes forwarding conntrack rule")
-            .with(Match::ConnState(Is::so(ConnStates::RELATED.or(ConnStates::ESTABLISHED)))),
-    );
-    let mut chains = vec![
-        (Table::Filter, names::FORWARD, forward),
-        (
-            Table::Nat,
-            names::POSTROUTING,
-            vec![
-                Rule::to(Target::Return).with(Match::Mark(Is::not_so(mark))),
-                // Cleared, so that the packet is not translated again should it pass a second time.
-                Rule::to(Target::SetMark(Marking { value: style.mark, mask: 0 })),
-                Rule::to(Target::Masquerade { random_fully: style.random_fully })
-                    .comment("kubernetes service traffic requiring SNAT"),
-            ],
-        ),
-        (Table::Nat, names::MARK_MASQ, vec![Rule::to(Target::SetMark(mark))]),
-    ];
-    if style.localhost_node_ports {
-        let answered = ConnStates::RELATED.or(ConnStates::ESTABLISHED).or(ConnStates::DNAT);
-        let loopback = loopback(style.family);
-        let rule = Rule::to(Target::Drop)
-            .not_from(loopback)
-            .sent_to(loopback)
-            .comment("block incoming localnet connections")
-            .with(Match::ConnState(Is::not_so(answered)));
-        chains.push((Table::Filter, names::FIREWALL, vec![rule]));
-    }
-    BaseRules { chains, tail: tail(node, style) }
-}
-
-fn tail(node: &NodePlan, style: &Style) -> Vec<Rule> {
-    let rule = || {
-        Rule::jump(names::NODE_PORTS)
-            .comment("kubernetes service nodeports; NOTE: this must be the last rule in this chain")
-    };
-    match &node.node_port_addresses {
-        NodePortAddresses::All if style.localhost_node_ports => vec![rule().with(Match::DestinationIsLocal)],
-        NodePortAddresses::All => vec![rule().with(Match::DestinationIsLocal).not_sent_to(loopback(style.family))],
-        NodePortAddresses::Only(addresses) => addresses.iter().map(|ip| rule().sent_to(host_net(*ip))).collect(),
     }
 }
 
@@ -235,7 +150,7 @@ impl<'a> Compiler<'a> {
         match frontend.listen {
             Listen::ClusterIp(ip, port) => {
                 if let (Some(Action::Balance { pool, .. }), true) = (frontend.default_action(), captured) {
-                    shared.push((Shared::NatServices, to_chain("cluster IP", ip, port, self.pool_chain(pool))));
+                    shared.push((self.dispatch(ip), to_chain("cluster IP", ip, port, self.pool_chain(pool))));
                 }
                 if let Some(refusal) = refusal {
                     let rule = refusal.transport(self.protocol, Some(port)).sent_to(host_net(ip));
@@ -244,7 +159,7 @@ impl<'a> Compiler<'a> {
             }
             Listen::ExternalIp(ip, port) => {
                 if captured {
-                    shared.push((Shared::NatServices, to_chain("external IP", ip, port, self.chains.external())));
+                    shared.push((self.dispatch(ip), to_chain("external IP", ip, port, self.chains.external())));
                 }
                 if let Some(refusal) = refusal {
                     let rule = refusal.transport(self.protocol, Some(port)).sent_to(host_net(ip));
@@ -257,7 +172,7 @@ impl<'a> Compiler<'a> {
                         Some(_) => self.chains.firewall(),
                         None => self.chains.external(),
                     };
-                    shared.push((Shared::NatServices, to_chain("loadbalancer IP", ip, port, chain)));
+                    shared.push((self.dispatch(ip), to_chain("loadbalancer IP", ip, port, chain)));
                 }
                 if frontend.allow_from.is_some() {
                     let rule = Rule::to(Target::Drop)
@@ -292,6 +207,19 @@ impl<'a> Compiler<'a> {
                 }
             }
         }
+    }
+
+    /// The chain with the rule that leads from an address to the Service.
+    fn dispatch(&self, ip: IpAddr) -> Shared {
+        match self.style.layout.bucketed_services {
+            true => Shared::of_address(ip),
+            false => Shared::NatServices,
+        }
+    }
+
+    /// Whether endpoints have chains of their own. Lists of clients need them: both have one name.
+    fn has_endpoint_chains(&self) -> bool {
+        !self.style.layout.compact_endpoints || self.plan.affinity_seconds.is_some()
     }
 
     /// The beginning of a filter rule for packets that no endpoint takes.
@@ -363,11 +291,15 @@ impl<'a> Compiler<'a> {
         }
         let mut chain = Vec::with_capacity(pool.len() + 1);
         chain.extend(self.plan.frontends.iter().find_map(|frontend| self.masquerade_internal(kind, frontend)));
+        let has_chains = self.has_endpoint_chains();
         let endpoints: Vec<(ChainName, Rule)> = pool
             .iter()
             .map(|backend| {
                 let name = self.chains.endpoint(backend);
-                let rule = Rule::jump(name.clone());
+                let rule = match has_chains {
+                    true => Rule::jump(name.clone()),
+                    false => Rule::to(Target::Dnat(*backend)).of(self.protocol),
+                };
                 match self.style.large_cluster {
                     true => (name, rule),
                     false => (name, rule.comment(format!("{} -> {backend}", self.spn))),
@@ -408,6 +340,9 @@ impl<'a> Compiler<'a> {
 
     /// KUBE-SEP: translates to one endpoint.
     fn endpoints(&self, chains: &mut Vec<(ChainName, Vec<Rule>)>) {
+        if !self.has_endpoint_chains() {
+            return;
+        }
         for backend in self.plan.backends() {
             let name = self.chains.endpoint(&backend);
             let rule = |target| match self.style.large_cluster {

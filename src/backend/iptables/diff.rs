@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::compile::{self, BaseRules, ServiceRules, Shared, Style};
+use super::compile::{self, BaseRules, Layout, ServiceRules, Shared, Style};
 use super::names::{self, ChainName};
 use super::ruleset::{Rule, Table};
 use super::snapshot::{Snapshot, digest};
@@ -197,7 +197,7 @@ impl Texts {
 fn count_base(base: &BaseRules) -> RuleCount {
     let mut count = RuleCount::default();
     base.chains.iter().for_each(|(table, _, rules)| add(&mut count, *table, rules.len()));
-    add(&mut count, Table::Nat, base.tail.len());
+    add(&mut count, Table::Nat, base.dispatch_rules() + base.tail.len());
     count
 }
 
@@ -266,7 +266,7 @@ pub fn service_from_snapshot(
     let mut changes = if snapshot.has_chains() {
         let mut changes = Changes::default();
         for (chain, rules) in new_texts.chains {
-            if snapshot.claim(Table::Nat, &chain) != Some(digest(&rules)) {
+            if snapshot.claim(Table::Nat, &chain) != Some(digest(rules.iter())) {
                 changes.replace.push((Table::Nat, chain, rules));
             }
         }
@@ -300,10 +300,8 @@ pub fn release(changes: &mut Changes, snapshot: &mut Snapshot) {
         let target = rule.rsplit_once("-j ").map(|(_, target)| ChainName::from(target));
         target.is_some_and(|target| changes.remove.iter().any(|(_, chain)| *chain == target))
     };
-    for shared in Shared::ALL.into_iter().filter(|shared| shared.table() == Table::Nat) {
-        let left = snapshot.take_left(shared, leads_there).into_iter();
-        changes.delete.extend(left.map(|rule| (shared.table(), shared.chain(), rule)));
-    }
+    let left = snapshot.take_left_of(Table::Nat, leads_there).into_iter();
+    changes.delete.extend(left.map(|(shared, rule)| (shared.table(), shared.chain(), rule)));
 }
 
 /// Whether shared chains hold the rules of a Service port, which are ticked off.
@@ -327,6 +325,20 @@ pub fn base(old: &BaseRules, new: &BaseRules) -> Changes {
         }
     }
     let services = |rule: &Rule| (Table::Nat, names::SERVICES, rule.to_string());
+    if old.layout != new.layout {
+        let of_one = |one: Layout, other: Layout| Shared::of(one).filter(move |shared| !shared.is_of(other));
+        let chain = |shared: Shared| (shared.table(), shared.chain());
+        changes.create.extend(of_one(new.layout, old.layout).map(chain));
+        changes.remove.extend(of_one(old.layout, new.layout).map(chain));
+        let (before, now) = (old.dispatch(), new.dispatch());
+        let of_old = before.iter().filter(|chain| !now.contains(chain));
+        changes.remove.extend(of_old.map(|(table, chain, _)| (*table, chain.clone())));
+        let of_new = now.iter().filter(|chain| !before.contains(chain));
+        changes.replace.extend(of_new.map(|(table, chain, rules)| (*table, chain.clone(), Lines::of(rules))));
+        let (before, now) = (old.head(), new.head());
+        changes.insert.extend(now.iter().filter(|rule| !before.contains(rule)).map(services));
+        changes.delete.extend(before.iter().filter(|rule| !now.contains(rule)).map(services));
+    }
     changes.append.extend(new.tail.iter().filter(|rule| !old.tail.contains(rule)).map(services));
     changes.delete.extend(old.tail.iter().filter(|rule| !new.tail.contains(rule)).map(services));
     changes
@@ -340,16 +352,17 @@ pub fn base_from_snapshot(new: &BaseRules, snapshot: &mut Snapshot) -> Changes {
         changes.create.push((table, names::CANARY));
     }
     let jump_targets = JUMPS.iter().map(|jump| (jump.table, ChainName::from(jump.to)));
-    let shared = Shared::ALL.iter().map(|shared| (shared.table(), shared.chain()));
+    let shared = Shared::of(new.layout).map(|shared| (shared.table(), shared.chain()));
     for (table, chain) in jump_targets.chain(shared) {
+        snapshot.claim(table, &chain);
         let replaced = new.chains.iter().any(|(t, c, _)| (*t, c) == (table, &chain));
         if !replaced && !snapshot.has_chain(table, &chain) && !changes.create.contains(&(table, chain.clone())) {
             changes.create.push((table, chain));
         }
     }
-    for (table, chain, rules) in &new.chains {
+    for (table, chain, rules) in new.chains.iter().chain(&new.dispatch()) {
         let rules = Lines::of(rules);
-        if snapshot.claim(*table, chain) != Some(digest(&rules)) {
+        if snapshot.claim(*table, chain) != Some(digest(rules.iter())) {
             changes.replace.push((*table, chain.clone(), rules));
         }
     }
@@ -359,6 +372,7 @@ pub fn base_from_snapshot(new: &BaseRules, snapshot: &mut Snapshot) -> Changes {
             changes.insert.push((jump.table, ChainName::from(jump.from), rule));
         }
     }
+    insert_missing_head(&mut changes, new, snapshot);
     // The tail must be last, all of it: if anything else stands behind, it is written anew.
     let tail: Vec<String> = new.tail.iter().map(ToString::to_string).collect();
     let services = |rule: String| (Table::Nat, names::SERVICES, rule);
@@ -375,6 +389,12 @@ pub fn base_from_snapshot(new: &BaseRules, snapshot: &mut Snapshot) -> Changes {
     changes
 }
 
+fn insert_missing_head(changes: &mut Changes, new: &BaseRules, snapshot: &mut Snapshot) {
+    let rules = new.head().into_iter().map(|rule| rule.to_string());
+    let missing = rules.filter(|rule| !snapshot.tick_off(Shared::NatServices, rule));
+    changes.insert.extend(missing.map(|rule| (Table::Nat, names::SERVICES, rule)));
+}
+
 /// What else leads to node ports goes at once: until then, node ports would answer on addresses
 /// that no longer serve them.
 fn delete_other_tails(changes: &mut Changes, snapshot: &mut Snapshot) {
@@ -387,8 +407,10 @@ fn delete_other_tails(changes: &mut Changes, snapshot: &mut Snapshot) {
 pub fn base_beside_snapshot(old: Option<&BaseRules>, new: &BaseRules, snapshot: &mut Snapshot) -> Changes {
     let mut changes = old.map(|old| base(old, new)).unwrap_or_default();
     changes.holds = count_base(new);
+    changes.insert.clear();
     changes.append.clear();
     changes.delete.clear();
+    insert_missing_head(&mut changes, new, snapshot);
     let services = |rule: &Rule| (Table::Nat, names::SERVICES, rule.to_string());
     let missing = new.tail.iter().filter(|rule| !snapshot.tick_off(Shared::NatServices, &rule.to_string()));
     changes.append.extend(missing.map(services));

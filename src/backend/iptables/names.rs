@@ -35,6 +35,12 @@ pub const CANARY: ChainName = ChainName::fixed("KUBE-PROXY-CANARY");
 /// port owns is a leftover.
 pub const SERVICE_PREFIXES: [&str; 5] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-FW-", "KUBE-EXT-"];
 
+/// What names of chains begin with that split nat KUBE-SERVICES by the destination's last digits. This
+/// is how chains of Service ports begin: so kube-proxy, which knows nothing of these, removes them when it
+/// takes over, before they could hold on to chains that it wants to remove. The dash that follows is in no
+/// hash.
+const ADDRESSES: &str = "KUBE-SVC-ADDR-";
+
 /// Name of a chain. Those of the tools' own length are held without an allocation: a big cluster has a
 /// hundred thousand of them.
 #[derive(Clone)]
@@ -65,6 +71,28 @@ pub struct ServiceChains {
 /// Characters of a chain name that are a hash.
 type Hashed = [u8; HASHED];
 const HASHED: usize = 16;
+
+/// nat: dispatch of addresses whose last hexadecimal digit is this one.
+pub fn addresses_by_digit(digit: u8) -> ChainName {
+    format!("{ADDRESSES}{digit:X}").into()
+}
+
+/// nat: dispatch of addresses whose last byte is this one.
+pub fn addresses_by_byte(byte: u8) -> ChainName {
+    format!("{ADDRESSES}{byte:02X}").into()
+}
+
+/// The byte of a name that [`addresses_by_byte`] gives.
+pub fn byte_of_addresses(name: &str) -> Option<u8> {
+    let digits = name.strip_prefix(ADDRESSES).filter(|digits| digits.len() == 2)?;
+    let byte = u8::from_str_radix(digits, 16).ok()?;
+    (addresses_by_byte(byte).as_str() == name).then_some(byte)
+}
+
+/// Whether a chain splits nat KUBE-SERVICES by address.
+pub fn splits_addresses(name: &str) -> bool {
+    name.starts_with(ADDRESSES)
+}
 
 // === impl ChainName ===
 
@@ -98,12 +126,15 @@ impl ChainName {
         }
     }
 
-    /// How many chains of a Service port a packet may have passed before this one, going by its name:
+    /// How many chains that belong to Service ports, or lead there, a packet may have passed before this one, going by its name:
     /// chains refer to deeper ones only.
     pub fn depth(&self) -> usize {
-        let depths = [("KUBE-FW-", 0), ("KUBE-EXT-", 1), ("KUBE-SVC-", 2), ("KUBE-SVL-", 2)];
+        if splits_addresses(self.as_str()) {
+            return usize::from(byte_of_addresses(self.as_str()).is_some());
+        }
+        let depths = [("KUBE-FW-", 2), ("KUBE-EXT-", 3), ("KUBE-SVC-", 4), ("KUBE-SVL-", 4)];
         let of_kind = depths.iter().find(|(prefix, _)| self.as_bytes().starts_with(prefix.as_bytes()));
-        of_kind.map_or(3, |(_, depth)| *depth)
+        of_kind.map_or(5, |(_, depth)| *depth)
     }
 
     /// Whether the chain belongs to some Service port, going by its name.
@@ -251,6 +282,20 @@ mod tests {
         assert!(chains("a", "b").local().is_per_service());
         for other in [SERVICES, EXTERNAL_SERVICES, NODE_PORTS, FIREWALL, CANARY] {
             assert!(!other.is_per_service(), "{other}");
+        }
+        // For kube-proxy as well, which goes by prefixes alone.
+        assert!(addresses_by_digit(0).is_per_service() && addresses_by_byte(0xff).is_per_service());
+    }
+
+    #[test]
+    fn chains_of_addresses_are_known_by_their_names() {
+        assert_eq!(addresses_by_digit(0xa).as_str(), "KUBE-SVC-ADDR-A");
+        assert_eq!(addresses_by_byte(0xa).as_str(), "KUBE-SVC-ADDR-0A");
+        for byte in 0..=u8::MAX {
+            assert_eq!(byte_of_addresses(addresses_by_byte(byte).as_str()), Some(byte));
+        }
+        for other in ["KUBE-SVC-ADDR-A", "KUBE-SVC-ADDR-0a", "KUBE-SVC-ADDR-+5", "KUBE-SVC-ADDR-0AB", "KUBE-SERVICES"] {
+            assert_eq!(byte_of_addresses(other), None, "{other}");
         }
     }
 }

@@ -16,8 +16,8 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
-use super::render::{UNIT, one_in_for};
-use super::ruleset::{ConnStates, Is, Marking, Match, Rule, Target};
+use super::render::{UNIT, one_in_for, to_itself};
+use super::ruleset::{Addresses, ConnStates, Is, Marking, Match, Rule, Target};
 use crate::net::{IpFamily, Protocol, host_net};
 use crate::plan::Backend;
 
@@ -63,6 +63,7 @@ enum Draft {
     Nfacct(Option<String>),
     Mark(Option<Is<Marking>>),
     Addrtype(Option<Match>),
+    Bpf(Option<Match>),
     Transport(Protocol, Option<u16>),
     Statistic { random: bool, one_in: Option<u32> },
     Recent(Recent),
@@ -139,14 +140,14 @@ impl Parser {
         let bad = || ParseError::bad(option, value);
         match option {
             "-s" | "--source" | "--src" => {
-                let net = self.network(value).ok_or_else(bad)?;
+                let Some(Addresses::Net(net)) = self.addresses(value) else { return Err(bad()) };
                 let net = self.take_not(net);
                 put(&mut self.rule.source, net, option)
             }
             "-d" | "--destination" | "--dst" => {
-                let net = self.network(value).ok_or_else(bad)?;
-                let net = self.take_not(net);
-                put(&mut self.rule.destination, net, option)
+                let addresses = self.addresses(value).ok_or_else(bad)?;
+                let addresses = self.take_not(addresses);
+                put(&mut self.rule.destination, addresses, option)
             }
             "-i" | "--in-interface" => {
                 let name = self.take_not(plain(value).ok_or_else(bad)?);
@@ -190,6 +191,12 @@ impl Parser {
                     _ => None,
                 })
             }
+            "--bytecode" if value == to_itself(self.family) => {
+                self.fill(option, Match::ToItself(self.family), |draft| match draft {
+                    Draft::Bpf(program) => Some(program),
+                    _ => None,
+                })
+            }
             "--dport" | "--destination-port" => self.destination_port(option, number(value).ok_or_else(bad)?),
             "--mode" if value == "random" => match self.matches.iter_mut().rev().find_map(Draft::statistic) {
                 Some((random, _)) => {
@@ -230,13 +237,10 @@ impl Parser {
     }
 
     fn finish(mut self) -> Result<Rule, ParseError> {
-        let everything = Some(Is::so(self.family.everything()));
+        let everything = self.family.everything();
         // The tools neither keep nor print a network that holds every address.
-        for side in [&mut self.rule.source, &mut self.rule.destination] {
-            if *side == everything {
-                *side = None;
-            }
-        }
+        self.rule.source.take_if(|side| *side == Is::so(everything));
+        self.rule.destination.take_if(|side| *side == Is::so(Addresses::Net(everything)));
         for draft in self.matches {
             let found = draft.finish(&self.rule, self.family)?;
             self.rule.matches.push(found);
@@ -255,12 +259,15 @@ impl Parser {
         Is { not: std::mem::take(&mut self.not), value }
     }
 
-    fn network(&self, text: &str) -> Option<IpNet> {
-        let net = match text.split_once('/') {
-            None => host_net(text.parse().ok()?),
-            Some((ip, length)) => IpNet::new(ip.parse().ok()?, number(length)?).ok()?.trunc(),
-        };
-        (IpFamily::of_net(net) == self.family).then_some(net)
+    /// `10.0.0.1`, `10.0.0.0/8` or `0.0.0.5/0.0.0.255`
+    fn addresses(&self, text: &str) -> Option<Addresses> {
+        let (ip, rest) = text.split_once('/').map_or((text, None), |(ip, rest)| (ip, Some(rest)));
+        let ip: IpAddr = ip.parse().ok().filter(|ip| IpFamily::of(*ip) == self.family)?;
+        match rest {
+            None => Some(Addresses::Net(host_net(ip))),
+            Some(mask) if mask.contains(['.', ':']) => Addresses::under_mask(ip, mask.parse().ok()?),
+            Some(length) => Some(Addresses::Net(IpNet::new(ip, number(length)?).ok()?.trunc())),
+        }
     }
 
     /// Gives an option to the last match it can belong to.
@@ -308,6 +315,7 @@ impl Draft {
             "nfacct" => Draft::Nfacct(None),
             "mark" => Draft::Mark(None),
             "addrtype" => Draft::Addrtype(None),
+            "bpf" => Draft::Bpf(None),
             "statistic" => Draft::Statistic { random: false, one_in: None },
             "recent" => Draft::Recent(Recent::default()),
             _ => Draft::Transport(protocol(name).ok_or_else(|| ParseError::foreign(name))?, None),
@@ -327,7 +335,7 @@ impl Draft {
             Draft::Conntrack(states) => states.map(Match::ConnState),
             Draft::Nfacct(name) => name.map(|name| Match::Nfacct(name.into())),
             Draft::Mark(mark) => mark.map(Match::Mark),
-            Draft::Addrtype(side) => side,
+            Draft::Addrtype(found) | Draft::Bpf(found) => found,
             Draft::Transport(protocol, port) => {
                 (rule.protocol == Some(protocol)).then_some(Match::Transport(protocol, port))
             }

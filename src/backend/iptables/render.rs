@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::ruleset::{ConnStates, Is, Marking, Match, Rule, Target};
+use super::ruleset::{Addresses, ConnStates, Is, Marking, Match, Rule, Target};
 use crate::net::IpFamily;
 use crate::plan::Backend;
 
@@ -24,16 +24,20 @@ impl Rule {
     pub fn write(&self, text: &mut String) {
         let start = text.len();
         // The tools leave out a network that holds every address.
-        let limits = |side: &Is<IpNet>| side.not || side.value.prefix_len() > 0;
-        if let Some(Is { not, value }) = self.source.as_ref().filter(|side| limits(side)) {
+        let holds_all = |net: &IpNet| net.prefix_len() == 0;
+        if let Some(Is { not, value }) = self.source.as_ref().filter(|side| side.not || !holds_all(&side.value)) {
             text.extend([bang(*not), "-s "]);
             net(text, value);
             text.push(' ');
         }
-        if let Some(Is { not, value }) = self.destination.as_ref().filter(|side| limits(side)) {
-            text.extend([bang(*not), "-d "]);
-            net(text, value);
-            text.push(' ');
+        match &self.destination {
+            Some(Is { not: false, value: Addresses::Net(net) }) if holds_all(net) => {}
+            Some(Is { not, value }) => {
+                text.extend([bang(*not), "-d "]);
+                addresses(text, value);
+                text.push(' ');
+            }
+            None => {}
         }
         if let Some(Is { not, value }) = &self.in_interface {
             text.extend([bang(*not), "-i ", value, " "]);
@@ -76,6 +80,7 @@ impl Match {
             }
             Match::SourceIsLocal => text.push_str("addrtype --src-type LOCAL"),
             Match::DestinationIsLocal => text.push_str("addrtype --dst-type LOCAL"),
+            Match::ToItself(family) => text.extend(["bpf --bytecode \"", to_itself(*family), "\""]),
             Match::Transport(protocol, port) => {
                 text.push_str(protocol.lower());
                 if let Some(port) = port {
@@ -110,7 +115,7 @@ impl Target {
             Target::Reject(IpFamily::V4) => text.push_str("REJECT --reject-with icmp-port-unreachable"),
             Target::Reject(IpFamily::V6) => text.push_str("REJECT --reject-with icmp6-port-unreachable"),
             Target::SetMark(Marking { value, mask }) => {
-                plain(text, format_args!("MARK --set-xmark {value:#x}/{mask:#x}"))
+                plain(text, format_args!("MARK --set-xmark {value:#x}/{mask:#x}"));
             }
             Target::Masquerade { random_fully: false } => text.push_str("MASQUERADE"),
             Target::Masquerade { random_fully: true } => text.push_str("MASQUERADE --random-fully"),
@@ -150,6 +155,17 @@ fn net(text: &mut String, net: &IpNet) {
     number(text, net.prefix_len());
 }
 
+fn addresses(text: &mut String, addresses: &Addresses) {
+    match addresses {
+        Addresses::Net(of) => net(text, of),
+        Addresses::Bits { value, mask } => {
+            address(text, *value);
+            text.push('/');
+            address(text, *mask);
+        }
+    }
+}
+
 /// Adds `10.0.0.1:80` or `[fd00::1]:80`.
 pub(super) fn backend(text: &mut String, Backend { ip, port }: &Backend) {
     match ip {
@@ -179,6 +195,20 @@ fn states(text: &mut String, states: ConnStates) {
 
 fn bang(not: bool) -> &'static str {
     if not { "! " } else { "" }
+}
+
+/// The program that takes packets whose source is their destination, word by word from the IP header,
+/// which is where programs of `-m bpf` begin to count. One instruction is `code true false constant`, in the
+/// kernel's classic form: 32 loads the word at an offset, 7 keeps it, 29 compares with what was kept and
+/// jumps, 6 returns.
+pub(super) fn to_itself(family: IpFamily) -> &'static str {
+    match family {
+        IpFamily::V4 => "6,32 0 0 16,7 0 0 0,32 0 0 12,29 0 1 0,6 0 0 65535,6 0 0 0",
+        IpFamily::V6 => {
+            "18,32 0 0 36,7 0 0 0,32 0 0 20,29 0 13 0,32 0 0 32,7 0 0 0,32 0 0 16,29 0 9 0,\
+             32 0 0 28,7 0 0 0,32 0 0 12,29 0 5 0,32 0 0 24,7 0 0 0,32 0 0 8,29 0 1 0,6 0 0 65535,6 0 0 0"
+        }
+    }
 }
 
 fn recent_mask(family: IpFamily) -> &'static str {

@@ -24,6 +24,8 @@ pub(super) struct Round {
     pub(super) base: BaseRules,
     /// Whether what must be learnt from the kernel first was learnt, and the base is written.
     pub(super) begun: bool,
+    /// Whether all Service ports are written, so that the base need no longer serve what they were before.
+    pub(super) settled: bool,
     /// Present if something must be learnt from the kernel: what was there at the beginning, less what has
     /// found its owner.
     pub(super) snapshot: Option<Snapshot>,
@@ -80,6 +82,7 @@ impl Round {
             style,
             base,
             begun: false,
+            settled: false,
             snapshot: None,
             listing: Listing::Read,
             has_read: false,
@@ -98,7 +101,7 @@ impl Round {
         let apart: BTreeSet<&ServicePortName> = self.apart.iter().flatten().collect();
         let names = names.filter(|name| !apart.contains(name));
         self.pending = names.map(|name| (importance(name), name.clone())).collect();
-        (self.begun, self.snapshot, self.listing) = (false, None, Listing::Read);
+        (self.begun, self.settled, self.snapshot, self.listing) = (false, false, None, Listing::Read);
         self.unhooked.clear();
         self.left_chains = None;
     }

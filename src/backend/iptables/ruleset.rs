@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -30,7 +31,7 @@ pub struct Rule {
     /// `-s`
     pub source: Option<Is<IpNet>>,
     /// `-d`
-    pub destination: Option<Is<IpNet>>,
+    pub destination: Option<Is<Addresses>>,
     /// `-i`; a name that ends in `+` stands for all that begin so.
     pub in_interface: Option<Is<String>>,
     /// `-p`
@@ -50,6 +51,20 @@ pub struct Is<T> {
     pub value: T,
 }
 
+/// Addresses that have some bits in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Addresses {
+    /// The first ones.
+    Net(IpNet),
+    /// Any others.
+    Bits {
+        /// What these bits are; the others are zero.
+        value: IpAddr,
+        /// The bits that count.
+        mask: IpAddr,
+    },
+}
+
 /// A match extension.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Match {
@@ -65,6 +80,9 @@ pub enum Match {
     SourceIsLocal,
     /// The destination is one of the node's own addresses.
     DestinationIsLocal,
+    /// Source and destination are the same address. (A program for `-m bpf`: no module of the kernel
+    /// compares them.)
+    ToItself(IpFamily),
     /// The protocol's own match, with the destination port if it is compared.
     Transport(Protocol, Option<u16>),
     /// Holds for one in so many packets, at random.
@@ -157,6 +175,35 @@ impl<T> Is<T> {
     }
 }
 
+// === impl Addresses ===
+
+impl Addresses {
+    /// Those with these bits under a mask, as the tools keep them: a network where the mask is one's.
+    pub fn under_mask(value: IpAddr, mask: IpAddr) -> Option<Addresses> {
+        let value = match (value, mask) {
+            (IpAddr::V4(value), IpAddr::V4(mask)) => IpAddr::from(value & mask),
+            (IpAddr::V6(value), IpAddr::V6(mask)) => IpAddr::from(value & mask),
+            _ => return None,
+        };
+        Some(match IpNet::with_netmask(value, mask) {
+            Ok(net) => Addresses::Net(net),
+            Err(_) => Addresses::Bits { value, mask },
+        })
+    }
+
+    /// Whether an address is one of them.
+    pub fn contains(&self, ip: &IpAddr) -> bool {
+        match *self {
+            Addresses::Net(net) => net.contains(ip),
+            Addresses::Bits { value, mask } => match (*ip, mask) {
+                (IpAddr::V4(ip), IpAddr::V4(mask)) => IpAddr::from(ip & mask) == value,
+                (IpAddr::V6(ip), IpAddr::V6(mask)) => IpAddr::from(ip & mask) == value,
+                _ => false,
+            },
+        }
+    }
+}
+
 // === impl ConnStates ===
 
 impl ConnStates {
@@ -241,13 +288,25 @@ impl Rule {
 
     /// Sent to a network only.
     pub fn sent_to(mut self, net: IpNet) -> Rule {
-        self.destination = Some(Is::so(net));
+        self.destination = Some(Is::so(Addresses::Net(net)));
         self
     }
 
     /// Not sent to a network.
     pub fn not_sent_to(mut self, net: IpNet) -> Rule {
-        self.destination = Some(Is::not_so(net));
+        self.destination = Some(Is::not_so(Addresses::Net(net)));
+        self
+    }
+
+    /// Sent to addresses with these bits under this mask only.
+    pub fn sent_to_bits(mut self, value: IpAddr, mask: IpAddr) -> Rule {
+        self.destination = Some(Is::so(Addresses::Bits { value, mask }));
+        self
+    }
+
+    /// Of a protocol only, by the packet's header alone.
+    pub fn of(mut self, protocol: Protocol) -> Rule {
+        self.protocol = Some(protocol);
         self
     }
 

@@ -4,9 +4,8 @@ use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::Hasher;
 
-use super::compile::Shared;
-use super::diff::Lines;
-use super::names::ChainName;
+use super::compile::{Layout, Shared};
+use super::names::{self, ChainName};
 use super::ruleset::Table;
 
 /// The kernel's chains as seen at one moment. Rules of shared chains are kept as text; of other
@@ -20,6 +19,8 @@ pub struct Snapshot {
     services_end: Vec<String>,
     /// Rules of built-in chains that jump to a chain of ours.
     jumps: HashMap<(Table, String), Vec<String>>,
+    /// What the rules there need.
+    layout: Layout,
     /// Whether all chains were read, not only the shared ones.
     complete: bool,
     table: Option<Table>,
@@ -37,8 +38,8 @@ struct Digest {
 const REMEMBERED_END: usize = 256;
 
 /// Digest of a chain's rules.
-pub fn digest(rules: &Lines) -> u64 {
-    rules.iter().fold(0, add)
+pub fn digest<'a>(rules: impl Iterator<Item = &'a str>) -> u64 {
+    rules.fold(0, add)
 }
 
 /// The digest of some rules and one more.
@@ -73,19 +74,22 @@ impl Snapshot {
             self.rule(table, chain, rule);
         } else if let Some(declared) = line.strip_prefix(':').or_else(|| line.strip_prefix("-N ")) {
             let chain = declared.split(' ').next().unwrap_or_default();
-            self.chains.entry((table, chain.into())).or_default();
+            self.declare(table, chain.into());
         }
     }
 
-    fn rule(&mut self, table: Table, chain: &str, rule: &str) {
+    /// Reads one rule: what follows `-A CHAIN`.
+    pub fn rule(&mut self, table: Table, chain: &str, rule: &str) {
         if !chain.starts_with("KUBE-") {
             if rule.contains("-j KUBE-") {
                 self.jumps.entry((table, chain.to_owned())).or_default().push(rule.to_owned());
             }
             return;
         }
-        if let Some(shared) = Shared::ALL.into_iter().find(|s| s.table() == table && s.chain().as_str() == chain) {
+        if let Some(shared) = Shared::named(table, chain) {
             if shared == Shared::NatServices {
+                let target = rule.rsplit_once("-j ").map(|(_, target)| target);
+                self.layout.bucketed_services |= target.is_some_and(names::splits_addresses);
                 if self.services_end.len() == 2 * REMEMBERED_END {
                     self.services_end.drain(..REMEMBERED_END);
                 }
@@ -94,11 +98,14 @@ impl Snapshot {
             *self.shared.entry(shared).or_default().entry(rule.to_owned()).or_default() += 1;
             return;
         }
+        // What recognises packets to their own source, whatever the rest of that rule is.
+        self.layout.compact_endpoints |= chain == names::POSTROUTING.as_str() && rule.contains("-m bpf ");
         self.add_own(table, chain.into(), Some(rule));
     }
 
     /// Takes note of a chain of a Service port. What is read on its own has no declaration.
     pub fn declare(&mut self, table: Table, chain: ChainName) {
+        self.layout.bucketed_services |= table == Table::Nat && names::splits_addresses(chain.as_str());
         self.chains.entry((table, chain)).or_default();
     }
 
@@ -107,6 +114,16 @@ impl Snapshot {
     pub fn add_own(&mut self, table: Table, chain: ChainName, rule: Option<&str>) {
         let digest = self.chains.entry((table, chain)).or_default();
         digest.rules = add(digest.rules, rule.unwrap_or(UNREADABLE));
+    }
+
+    /// Takes back what was read of a shared chain, so that it can be read again.
+    pub fn forget(&mut self, shared: Shared) {
+        self.shared.remove(&shared);
+    }
+
+    /// What the rules that were read need.
+    pub fn layout(&self) -> Layout {
+        self.layout
     }
 
     /// Whether all chains were read.
@@ -131,6 +148,11 @@ impl Snapshot {
         Some(digest.rules)
     }
 
+    /// Says that a chain, which is there now, belongs to nobody any more.
+    pub fn release(&mut self, table: Table, chain: ChainName) {
+        self.chains.entry((table, chain)).or_default().claimed = false;
+    }
+
     /// Ticks one occurrence of a rule off; false if there is none (left).
     pub fn tick_off(&mut self, shared: Shared, rule: &str) -> bool {
         match self.shared.get_mut(&shared).and_then(|rules| rules.get_mut(rule)) {
@@ -151,6 +173,13 @@ impl Snapshot {
         taken
     }
 
+    /// The same for all shared chains of a table.
+    pub fn take_left_of(&mut self, table: Table, kind: impl Fn(&str) -> bool) -> Vec<(Shared, String)> {
+        let chains: Vec<Shared> = self.shared.keys().copied().filter(|shared| shared.table() == table).collect();
+        let of_chain = |shared| self.take_left(shared, &kind).into_iter().map(move |rule| (shared, rule));
+        chains.into_iter().flat_map(of_chain).collect()
+    }
+
     /// Whether a shared chain ends with exactly these rules, in any order, and has none of them
     /// elsewhere.
     pub fn ends_with(&self, shared: Shared, rules: &[String]) -> bool {
@@ -167,12 +196,11 @@ impl Snapshot {
         })
     }
 
-    /// Chains of Service ports that nobody claimed.
+    /// Chains of Service ports, or for their dispatch, that nobody claimed. None if not all chains were read.
     pub fn left_chains(&self) -> impl Iterator<Item = &ChainName> {
-        let left = self
-            .chains
-            .iter()
-            .filter(|((table, chain), digest)| *table == Table::Nat && chain.is_per_service() && !digest.claimed);
+        let chains = self.chains.iter().filter(|_| self.complete);
+        let left =
+            chains.filter(|((table, chain), digest)| *table == Table::Nat && chain.is_per_service() && !digest.claimed);
         left.map(|((_, chain), _)| chain)
     }
 }

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use super::diff::JUMPS;
 use super::names::{self, ChainName};
-use super::ruleset::Table;
+use super::parse;
+use super::ruleset::{Match, Rule, Table, Target};
 use super::snapshot::Snapshot;
 use super::variant::{choose, full_name};
 use crate::backend::ApplyError;
-use crate::backend::iptables::compile::Shared;
+use crate::backend::iptables::compile::{Layout, Shared};
 use crate::command::{Command, CommandError, Output, Run};
 use crate::net::IpFamily;
 
@@ -214,10 +215,14 @@ impl<R: Run> Tools<R> {
         }
     }
 
-    /// Reads the shared chains; `None` if one is missing.
-    pub async fn read_shared(&self) -> Result<Option<Snapshot>, ApplyError> {
+    /// Reads the shared chains of a layout; `None` if one is missing, or if to read all chains costs less.
+    pub async fn read_shared(&self, layout: Layout) -> Result<Option<Snapshot>, ApplyError> {
+        // Each listing costs the legacy program a copy of the whole table.
+        if layout.bucketed_services && self.features.variant == Variant::Legacy {
+            return Ok(None);
+        }
         let mut snapshot = Snapshot::new(false);
-        for shared in Shared::ALL {
+        for shared in Shared::of(layout) {
             snapshot.begin(shared.table());
             let chain = shared.chain();
             let listed = self.list(shared.table(), chain.as_str(), &mut |line| snapshot.line(line)).await?;
@@ -232,13 +237,33 @@ impl<R: Run> Tools<R> {
     /// of others may be many.
     pub async fn read_fixed(&self) -> Result<Snapshot, ApplyError> {
         let mut snapshot = Snapshot::new(true);
-        let shared = Shared::ALL.into_iter().map(|shared| (shared.table(), shared.chain()));
+        let shared = Shared::ALWAYS.into_iter().map(|shared| (shared.table(), shared.chain()));
         let built_in = JUMPS.iter().map(|jump| (jump.table, ChainName::from(jump.from)));
         for (table, chain) in FIXED.into_iter().chain(shared).chain(built_in).collect::<BTreeSet<_>>() {
             snapshot.begin(table);
             self.list(table, chain.as_str(), &mut |line| snapshot.line(line)).await?;
         }
         Ok(snapshot)
+    }
+
+    /// Whether rules can recognise packets to their own source, which takes the match `bpf` of program and
+    /// kernel: asks for such a rule, which is not there. Writes nothing.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot, with the program's words.
+    pub async fn recognises_own_source(&self) -> Result<(), ApplyError> {
+        let rule = Rule::to(Target::Return).with(Match::ToItself(self.family)).to_string();
+        let asked: Vec<String> = parse::words(&rule).collect();
+        let mut args = vec!["-w", "5", "-C", "POSTROUTING", "-t", Table::Nat.as_str()];
+        args.extend(asked.iter().map(String::as_str));
+        let output = self.run.run(self.command("", &args), &mut |_| {}).await?;
+        match self.failed(&format!("{} -m bpf", self.program("")), &output) {
+            _ if output.code <= 1 => Ok(()),
+            // The program looks for the match before it waits for the lock.
+            ApplyError::Busy { .. } => Ok(()),
+            error => Err(error),
+        }
     }
 
     /// Whether the canary chain of a table is there.

@@ -9,7 +9,9 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Version;
-use super::values::{Gates, Levels, List, duration, gates, ip, ip_port, levels, list, version};
+use super::values::{
+    Choice, Gates, Levels, List, duration, endpoint_layout, gates, ip, ip_port, levels, list, service_dispatch, version,
+};
 use crate::config::decode::Quantity;
 use crate::config::duration::GoDuration;
 use crate::config::go::{parse_bool, parse_float32, parse_int32, parse_level};
@@ -49,6 +51,12 @@ pub(crate) struct Ferrule {
     /// Take Services, EndpointSlices and the Node from this file or directory of YAML or JSON, and follow its changes, instead of from an API server. Repeatable, or comma-separated [with file]
     #[arg(long, value_name = "PATH", value_delimiter = ',', env = "FERRULE_MANIFESTS", hide_env_values = true)]
     manifests: Vec<String>,
+    /// How the first packet of a connection finds its Service: linear, as kube-proxy's rules do it (compared with each Service's address until one matches), or bucketed (with those alone that end in the same byte). Helps from some thousand Services on (iptables mode) [with file]
+    #[arg(long, value_name = "linear|bucketed", value_parser = service_dispatch, default_value = "linear", env = "FERRULE_SERVICE_DISPATCH", hide_env_values = true)]
+    pub(crate) ferrule_service_dispatch: Choice,
+    /// Where packets are sent on to an endpoint: chains, as in kube-proxy's rules (one for each endpoint), or compact (in the Service's chain, unless it has session affinity): a third of the rules (iptables mode; takes the kernel's xt_bpf) [with file]
+    #[arg(long, value_name = "chains|compact", value_parser = endpoint_layout, default_value = "chains", env = "FERRULE_ENDPOINT_LAYOUT", hide_env_values = true)]
+    pub(crate) ferrule_endpoint_layout: Choice,
 }
 
 #[derive(Args, Clone, Debug)]

@@ -27,6 +27,8 @@ impl Flags {
             ("cleanup", general.cleanup.to_string()),
             ("cluster-cidr", rules.cluster_cidr.clone()),
             ("config", general.config.clone()),
+            ("ferrule-endpoint-layout", self.ferrule.ferrule_endpoint_layout.name.to_owned()),
+            ("ferrule-service-dispatch", self.ferrule.ferrule_service_dispatch.name.to_owned()),
             ("healthz-port", self.servers.healthz_port.to_string()),
             ("help", general.help.to_string()),
             ("hostname-override", general.hostname_override.clone()),

@@ -18,6 +18,14 @@ pub(crate) struct Gates(pub(crate) Vec<(String, bool)>);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Levels(pub(crate) Vec<(String, u32)>);
 
+/// One of two names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Choice {
+    pub(crate) name: &'static str,
+    /// Whether it is another one than kube-proxy's.
+    pub(crate) departs: bool,
+}
+
 pub(super) fn duration(text: &str) -> Result<GoDuration, String> {
     text.parse()
 }
@@ -98,6 +106,23 @@ pub(super) fn ip_family(text: &str) -> Result<IpFamily, String> {
     family.ok_or_else(|| "must be IPv4 or IPv6".to_owned())
 }
 
+pub(super) fn service_dispatch(text: &str) -> Result<Choice, String> {
+    choice(text, "linear", "bucketed")
+}
+
+pub(super) fn endpoint_layout(text: &str) -> Result<Choice, String> {
+    choice(text, "chains", "compact")
+}
+
+/// kube-proxy's way, which is that of no text as well, or the other one.
+fn choice(text: &str, usual: &'static str, other: &'static str) -> Result<Choice, String> {
+    match text {
+        text if text == other => Ok(Choice { name: other, departs: true }),
+        text if text == usual || text.is_empty() => Ok(Choice { name: usual, departs: false }),
+        _ => Err(format!("must be {usual} or {other}")),
+    }
+}
+
 pub(super) fn mode(text: &str) -> Result<crate::config::ProxyMode, String> {
     crate::config::ProxyMode::parse(text).ok_or_else(|| "must be iptables, ipvs or nftables".to_owned())
 }
@@ -137,6 +162,14 @@ mod tests {
         check(levels("proxier=4,a*=0"), Ok(r#"Levels([("proxier", 4), ("a*", 0)])"#));
         check(levels("proxier"), Err(r#""proxier" does not have the pattern=N format"#));
         check(levels("a=x"), Err(r#"parsing verbosity in "a=x": strconv.ParseUint: parsing "x": invalid syntax"#));
+    }
+
+    #[test]
+    fn layouts() {
+        check(service_dispatch("bucketed").map(|choice| choice.departs), Ok("true"));
+        check(service_dispatch("").map(|choice| choice.name), Ok("\"linear\""));
+        check(endpoint_layout("compact").map(|choice| choice.departs), Ok("true"));
+        check(endpoint_layout("linear"), Err("must be chains or compact"));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use ferrule::backend::iptables::compile::Layout;
 use ferrule::cluster::{ClusterState, Event};
 use ferrule::model::{Kind, Node};
 use ferrule::net::IpFamily;
@@ -135,7 +136,7 @@ fn lead_to_good_rules(events: Vec<Event>) {
         if plan.services().is_empty() {
             continue;
         }
-        for ((_, chain), rules) in pipeline::compile(&plan, &pipeline::style(&plan, MARK)) {
+        for ((_, chain), rules) in pipeline::compile(&plan, &pipeline::style(&plan, MARK, Layout::default())) {
             for rule in rules {
                 let text = rule.to_string();
                 assert!(text.bytes().all(|byte| matches!(byte, b' '..=b'~')), "-A {chain} {text:?}");

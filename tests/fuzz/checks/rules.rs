@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use arbitrary::{Result, Unstructured};
 use ferrule::backend::iptables::parse;
-use ferrule::backend::iptables::ruleset::{ConnStates, Is, Marking, Match, Rule, Target};
+use ferrule::backend::iptables::ruleset::{Addresses, ConnStates, Is, Marking, Match, Rule, Target};
 use ferrule::net::{IpFamily, Protocol};
 use ferrule::plan::Backend;
 use ipnet::IpNet;
@@ -42,7 +42,7 @@ pub(super) fn reads_back(rule: &Rule, family: IpFamily) {
 fn rule(seed: &mut Unstructured<'_>, family: IpFamily) -> Result<Rule> {
     let mut rule = Rule {
         source: side(seed, family)?,
-        destination: side(seed, family)?,
+        destination: side(seed, family)?.map(|Is { not, value }| Is { not, value: Addresses::Net(value) }),
         in_interface: optional(seed, |seed| is(seed, |seed| word(seed, 15)))?,
         protocol: optional(seed, protocol)?,
         matches: Vec::new(),
@@ -50,6 +50,15 @@ fn rule(seed: &mut Unstructured<'_>, family: IpFamily) -> Result<Rule> {
     };
     for _ in 0..seed.int_in_range(0..=4)? {
         rule.matches.push(condition(seed, family, rule.protocol)?);
+    }
+    if seed.arbitrary()? {
+        rule.matches.push(Match::ToItself(family));
+    }
+    if seed.arbitrary()? {
+        let addresses = Addresses::under_mask(address(seed, family)?, address(seed, family)?);
+        let addresses = addresses.expect("of one family");
+        let everything = Addresses::Net(family.everything());
+        rule.destination = Some(Is::so(addresses)).filter(|is| is.value != everything);
     }
     Ok(rule)
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ferrule::backend::iptables::compile::{self, BaseRules, Shared};
+use ferrule::backend::iptables::compile::{self, BaseRules, Layout, Shared};
 use ferrule::backend::iptables::diff::{self, Changes};
 use ferrule::backend::iptables::names::ChainName;
 use ferrule::backend::iptables::parse::{SaveReader, Saved};
@@ -14,13 +14,17 @@ use ferrule::net::IpFamily;
 use super::objects;
 use crate::pipeline;
 
+/// The layout that has all chains there can be.
+const EVERYTHING: Layout = Layout { bucketed_services: true, compact_endpoints: true };
+
 /// Any text is read or refused; what the snapshot makes of it is what a plain list of rules says.
 pub(super) fn text(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     read_line_by_line(&text);
     let kernel = Kernel::read(&text);
     kernel.compare();
-    kernel.converges();
+    kernel.converges(Layout::default());
+    kernel.converges(EVERYTHING);
 }
 
 /// Lines that were understood say the same when they are written again.
@@ -85,7 +89,7 @@ impl Kernel {
         let mut left: Vec<(Shared, &str, usize)> = snapshot.left_rules().collect();
         left.sort_unstable();
         let mut expected = BTreeMap::new();
-        for shared in Shared::ALL {
+        for shared in Shared::of(EVERYTHING) {
             for rule in self.rules(shared.table(), shared.chain().as_str()) {
                 *expected.entry((shared, rule.as_str())).or_default() += 1;
             }
@@ -110,10 +114,9 @@ impl Kernel {
             if *table == Table::Nat {
                 assert_eq!(left.remove(&chain), chain.is_per_service(), "{name}");
             }
-            let is_shared =
-                Shared::ALL.iter().any(|shared| (shared.table(), shared.chain()) == (*table, chain.clone()));
+            let is_shared = Shared::named(*table, name).is_some();
             if name.starts_with("KUBE-") && !is_shared {
-                assert_eq!(snapshot.claim(*table, &chain), Some(digest(rules)), "{name}");
+                assert_eq!(snapshot.claim(*table, &chain), Some(digest(rules.iter().map(String::as_str))), "{name}");
             }
         }
         assert_eq!(left, BTreeSet::new());
@@ -121,8 +124,8 @@ impl Kernel {
     }
 
     /// Whatever is there, one sync makes of it what should be, and a second finds nothing to do.
-    fn converges(&self) {
-        let base = base();
+    fn converges(&self, layout: Layout) {
+        let base = base(layout);
         let changes = diff::base_from_snapshot(&base, &mut self.snapshot());
         let mut after = self.clone();
         after.apply(&changes);
@@ -143,7 +146,7 @@ impl Kernel {
             self.0.insert((*table, chain.to_string()), Vec::new());
         }
         for (table, chain, rules) in &changes.replace {
-            self.0.insert((*table, chain.to_string()), rules.clone());
+            self.0.insert((*table, chain.to_string()), rules.iter().map(str::to_owned).collect());
         }
         for (table, chain, rule) in &changes.insert {
             self.0.entry((*table, chain.to_string())).or_default().insert(0, rule.clone());
@@ -183,7 +186,7 @@ fn of_tables(text: &str) -> impl Iterator<Item = (Table, &str)> {
 }
 
 /// What belongs to no Service on some node.
-fn base() -> BaseRules {
+fn base(layout: Layout) -> BaseRules {
     let plan = objects::plan(&objects::cluster(Vec::new()), IpFamily::V4);
-    compile::base(&plan.node, &pipeline::style(&plan, objects::MARK))
+    compile::base(&plan.node, &pipeline::style(&plan, objects::MARK, layout))
 }

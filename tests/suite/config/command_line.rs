@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ferrule::config::flags::{Invocation, Refused};
-use ferrule::config::{Action, Config, ConfigError, LogFormat, ProxyMode};
+use ferrule::config::{Action, Config, ConfigError, Layout, LogFormat, ProxyMode};
 use ferrule::net::IpFamily;
 use ferrule::plan::build::{DetectLocal, NodePortSetting};
 
@@ -24,6 +24,8 @@ const EFFECTS: &[Effect] = &[
     }),
     ("--version=v1.36.2-mine", |c| c.version == "v1.36.2-mine"),
     ("--manifests=/a --manifests /b,/c", |c| c.manifests == ["/a", "/b", "/c"].map(Into::<std::path::PathBuf>::into)),
+    ("--ferrule-service-dispatch=bucketed", |c| c.layout.bucketed_services && !c.layout.compact_endpoints),
+    ("--ferrule-endpoint-layout=compact", |c| c.layout.compact_endpoints && !c.layout.bucketed_services),
     ("--kubeconfig=/k", |c| c.api.kubeconfig.as_deref() == Some("/k".as_ref())),
     ("--master=https://m", |c| c.api.master.as_deref() == Some("https://m")),
     ("--kube-api-qps=-1", |c| c.api.qps.is_none()),
@@ -96,6 +98,7 @@ const EFFECTS: &[Effect] = &[
 #[test]
 fn every_flag_has_its_effect() {
     let plain = config(&[]);
+    assert_eq!(plain.layout, Layout::default());
     for (line, holds) in EFFECTS {
         // Blanks separate, except the one that a value begins with.
         let args: Vec<String> = line.replace("= ", "=~").split(' ').map(|arg| arg.replace('~', " ")).collect();
@@ -141,12 +144,13 @@ fn with_a_file_few_flags_count() {
     assert_eq!((&*plain.planning.node_name, plain.oom_score_adj, plain.mode), ("from-file", 1, ProxyMode::Iptables));
 
     let counts = load(
-        "--hostname-override=Flag --master=https://m --manifests=/m -v=3 --vmodule=a=1 --logging-format=text \
+        "--hostname-override=Flag --master=https://m --manifests=/m --ferrule-endpoint-layout=compact -v=3 --vmodule=a=1 --logging-format=text \
          --log-flush-frequency=1s --init-only --version=v1.36.2+x",
     );
     assert_eq!(*counts.planning.node_name, *"flag");
     assert_eq!(counts.api.master.as_deref(), Some("https://m"));
     assert_eq!(counts.manifests, [std::path::PathBuf::from("/m")]);
+    assert!(counts.layout.compact_endpoints);
     assert_eq!(counts.logging.verbosity, 3);
     assert_eq!(counts.logging.vmodule, [("a".to_owned(), 1), ("b".to_owned(), 2)]);
     assert_eq!(counts.logging.flush_frequency, Duration::from_secs(1));
@@ -226,7 +230,9 @@ fn help_and_version() {
     for hidden in ["--healthz-port", "--metrics-port"] {
         assert!(!help.contains(&format!("{hidden} ")), "{hidden}");
     }
-    assert!(help.contains("FERRULE_MANIFESTS"), "{help}");
+    for variable in ["FERRULE_MANIFESTS", "FERRULE_SERVICE_DISPATCH", "FERRULE_ENDPOINT_LAYOUT"] {
+        assert!(help.contains(variable), "{variable}: {help}");
+    }
     assert_eq!(print(&["--version"]), "Kubernetes v1.36.2\n");
     assert_eq!(print(&["--version=true", "--config=/nosuch"]), "Kubernetes v1.36.2\n");
     check_refused(&["--version", "foo"], "\"kube-proxy\" does not take any arguments, got [\"foo\"]");

@@ -95,6 +95,8 @@ fn the_list_of_flags() {
         r#"feature-gates="A=false,B=true""#,
         r#"help="false""#,
         r#"manifests="[]""#,
+        r#"ferrule-service-dispatch="linear""#,
+        r#"ferrule-endpoint-layout="chains""#,
     ] {
         assert!(flags.contains(&expected), "{expected} is not among {flags:#?}");
     }

@@ -175,7 +175,8 @@ fn comparable(stderr: &str) -> Vec<String> {
         lines.push(format!("Error: {}", error.trim_end()));
         text = "";
     }
-    lines.extend(text.lines().filter(|line| !line.contains("FLAG: --manifests")).map(|line| match line {
+    let own = |line: &&str| ["FLAG: --manifests", "FLAG: --ferrule-"].iter().any(|flag| line.contains(flag));
+    lines.extend(text.lines().filter(|line| !own(line)).map(|line| match line {
         usage if usage.starts_with("<usage: ") => "<usage>".to_owned(),
         json if json.starts_with('{') => comparable_json(json),
         line => comparable_text(line),

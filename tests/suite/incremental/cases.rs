@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ferrule::backend::ApplyError;
+use ferrule::backend::iptables::compile::Layout;
 use ferrule::backend::iptables::diff::JUMPS;
 use ferrule::backend::iptables::ruleset::Table;
 use ferrule::command::Output;
@@ -23,7 +24,7 @@ fn usual(variant: Variant) -> Start {
         external_ips: true,
         ..clusters::settings().new_tree(&mut runner).unwrap().current()
     };
-    (variant, IpFamily::V4, settings, clusters::node().new_tree(&mut runner).unwrap().current())
+    (variant, IpFamily::V4, settings, clusters::node().new_tree(&mut runner).unwrap().current(), Layout::default())
 }
 
 fn plain(i: usize, endpoints: u16) -> Step {
@@ -82,7 +83,7 @@ fn a_chain_that_others_hold_on_to_holds_nothing_else_up() {
             rig.kernel.load(Tables::parse(IpFamily::V4, &now.replace(&foreign.replace("\nCOMMIT", "\n"), "")).unwrap());
             rig.pipeline.mark_everything();
             rig.sync_at_last().await;
-            rig.step(&Step::Restart(rig.settings.clone())).await;
+            rig.step(&Step::Restart(rig.settings.clone(), rig.layout)).await;
             rig.sync().await.unwrap();
             assert_same(&rig.tables(), &fresh(&rig).await);
         });
@@ -183,7 +184,7 @@ fn a_refusal_ends_with_its_service() {
             rig.put_plain(0, 1);
             rig.put_plain(1, 1);
             rig.sync().await.unwrap();
-            rig.step(&Step::Restart(rig.settings.clone())).await;
+            rig.step(&Step::Restart(rig.settings.clone(), rig.layout)).await;
             rig.put_plain(0, 2);
             rig.kernel.refuse("ns/svc0:http", Refusal::AtLine);
             assert_eq!(rig.sync().await.unwrap().set_aside, 1);
@@ -261,4 +262,69 @@ fn about_a_thousand_endpoints() {
         assert_eq!(rig.sync().await.unwrap().written, 5, "comments again");
         assert_same(&rig.tables(), &fresh(&rig).await);
     });
+}
+
+/// The lines given to restores since the last look.
+fn sent(rig: &Rig) -> Vec<String> {
+    let calls = rig.kernel.take_calls();
+    let texts = calls.iter().map(|call| String::from_utf8_lossy(&call.command.stdin).into_owned());
+    texts.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+/// What a change sends is the same in a small and in a larger cluster, whatever the layout: an endpoint
+/// more, a Service that goes, a Service that comes.
+#[test]
+fn what_a_change_sends_does_not_grow_with_the_cluster() {
+    let changes = [plain(1, 4), Step::Service(1, None, Vec::new()), plain(1, 3)];
+    for (variant, layout) in VARIANTS.into_iter().flat_map(|variant| clusters::LAYOUTS.map(|of| (variant, of))) {
+        let of_size = |services: usize| {
+            runtime().block_on(async {
+                let (.., settings, node, _) = usual(variant);
+                let mut rig = Rig::after((variant, IpFamily::V4, settings, node, layout), &[]).await;
+                (0..services).for_each(|i| rig.put_plain(i, 3));
+                rig.sync().await.unwrap();
+                rig.kernel.take_calls();
+                let mut all = Vec::new();
+                for change in &changes {
+                    rig.step(change).await;
+                    assert_eq!(rig.sync().await.unwrap().restores, 1);
+                    all.push(sent(&rig));
+                }
+                assert_same(&rig.tables(), &fresh(&rig).await);
+                all
+            })
+        };
+        let small = of_size(5);
+        assert_eq!(small, of_size(300), "{variant:?} {layout:?}");
+        let declared = |lines: &[String]| lines.iter().filter(|line| line.starts_with(':')).count();
+        // The Service's chain, and those of one new endpoint, of all four, of three.
+        let chains = if layout.compact_endpoints { [1, 1, 1] } else { [2, 5, 4] };
+        assert_eq!([0, 1, 2].map(|at| declared(&small[at])), chains, "{layout:?}: {small:#?}");
+    }
+}
+
+/// From each layout to each other one, with tools that take all at once and such that do not.
+#[test]
+fn layouts_follow_each_other() {
+    const SERVICES: usize = 700;
+    for (variant, from, to) in VARIANTS
+        .into_iter()
+        .flat_map(|variant| clusters::LAYOUTS.map(|from| (variant, from)))
+        .flat_map(|(variant, from)| clusters::LAYOUTS.map(|to| (variant, from, to)))
+    {
+        runtime().block_on(async {
+            let mut rig = Rig::after(usual(variant), &[]).await;
+            rig.step(&Step::Restart(rig.settings.clone(), from)).await;
+            (0..SERVICES).for_each(|i| rig.put_plain(i, 1));
+            rig.sync().await.unwrap();
+            rig.step(&Step::Restart(rig.settings.clone(), to)).await;
+            rig.kernel.take_calls();
+            let report = rig.sync().await.unwrap();
+            assert_same(&rig.tables(), &fresh(&rig).await);
+            // One that looks for rules among very many would take minutes.
+            let deletes = sent(&rig).iter().filter(|line| line.starts_with("-D ")).count();
+            assert!(deletes < 32, "{variant:?} {from:?} to {to:?}: {deletes} rules taken out one by one");
+            assert_eq!(report.written == 0, from == to, "{variant:?} {from:?} to {to:?}: {report:?}");
+        });
+    }
 }

@@ -3,39 +3,48 @@
 use super::super::applied::{Interrupted, is_spared, refused_outside};
 use super::super::compile::Shared;
 use super::super::diff::{Changes, Lines};
+use super::super::names;
 use super::super::restore::Input;
 use super::super::round::{Round, Turn};
-use super::super::ruleset::Table;
+use super::super::ruleset::{Rule, Table};
 use super::super::tools::RestoreError;
 use super::{Iptables, Piece, Progress};
 use crate::command::Run;
 
 impl<R: Run> Iptables<R> {
-    /// Service ports whose rules must stay although nobody knows them. (Where the previous rules are known,
-    /// those are claimed, and the rest may go.)
-    fn spared(&self, round: &Round) -> Vec<String> {
-        let unknown = self.applied.refused.keys().filter(|name| !self.applied.services.contains_key(name));
-        unknown.chain(&round.left_alone).map(ToString::to_string).collect()
-    }
-
     /// Removes rules from shared chains that the snapshot holds and nobody claimed.
     pub(super) async fn remove_left_rules(
         &mut self,
         turn: &mut Turn<'_>,
         piece: Piece,
     ) -> Result<Progress, Interrupted> {
-        let spared = self.spared(turn.round);
-        let Some(snapshot) = &mut turn.round.snapshot else { return Ok(Progress::Finished) };
-        let left = snapshot.left_rules().filter(|(_, rule, _)| !is_spared(rule, &spared));
+        let Round { snapshot, left_alone, .. } = &mut *turn.round;
+        let spared = self.applied.spared(left_alone);
+        let Some(snapshot) = snapshot else { return Ok(Progress::Finished) };
+        let are_spared = snapshot.left_rules().any(|(_, rule, _)| is_spared(rule, &spared));
+        let base = self.applied.base.as_ref().filter(|_| !are_spared);
+        // Rules that are taken out one by one are looked for one by one: some go with their chains, and a
+        // chain of which all rules are fixed is written anew.
+        let goes_with_its_chain = |shared: Shared| base.is_some_and(|base| !shared.is_of(base.layout));
+        let fixed = base.filter(|base| base.layout.bucketed_services);
+        let mut changes = Changes::default();
+        if let Some(base) = fixed
+            && !snapshot.take_left(Shared::NatServices, |_| true).is_empty()
+        {
+            let rules: Vec<Rule> = base.head().into_iter().chain(base.tail.iter().cloned()).collect();
+            changes.replace.push((Table::Nat, names::SERVICES, Lines::of(&rules)));
+        }
+        let left = snapshot
+            .left_rules()
+            .filter(|(shared, rule, _)| !goes_with_its_chain(*shared) && !is_spared(rule, &spared));
         let left = left.flat_map(|(shared, rule, count)| std::iter::repeat_n((shared, rule.to_owned()), count));
         let left: Vec<(Shared, String)> = left.take(piece.hooks).collect();
-        if left.is_empty() {
-            return Ok(Progress::Finished);
-        }
         left.iter().for_each(|(shared, rule)| _ = snapshot.tick_off(*shared, rule));
         let there_may_be_more = left.len() == piece.hooks;
-        let delete = left.into_iter().map(|(shared, rule)| (shared.table(), shared.chain(), rule)).collect();
-        self.remove(turn, Changes { delete, ..Changes::default() }).await?;
+        changes.delete = left.into_iter().map(|(shared, rule)| (shared.table(), shared.chain(), rule)).collect();
+        if !changes.is_empty() {
+            self.remove(turn, changes).await?;
+        }
         Ok(if there_may_be_more { Progress::Unfinished } else { Progress::Finished })
     }
 
@@ -45,7 +54,7 @@ impl<R: Run> Iptables<R> {
         turn: &mut Turn<'_>,
         piece: Piece,
     ) -> Result<Progress, Interrupted> {
-        let spared = self.spared(turn.round);
+        let spared = self.applied.spared(&turn.round.left_alone);
         let Some(snapshot) = &turn.round.snapshot else { return Ok(Progress::Finished) };
         // Which chains the spared rules lead to is not known: then all stay.
         if snapshot.left_rules().any(|(_, rule, _)| is_spared(rule, &spared)) {

@@ -13,11 +13,9 @@ mod tests;
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-
 use super::attributes::{Attributes, fields, is_zero, number, only, own_chain, plain, text};
 use super::extensions;
-use crate::backend::iptables::ruleset::{Is, Marking, Match, Rule, Target};
+use crate::backend::iptables::ruleset::{Addresses, Is, Marking, Match, Rule, Target};
 use crate::net::{IpFamily, Protocol};
 
 /// What a message about a rule says.
@@ -211,11 +209,13 @@ impl<'a> Reader<'a> {
                 put(&mut self.rule.in_interface, Is { not, value: interface(value)? })
             }
             (Field::Protocol, None) if is_head && !not => put(&mut self.rule.protocol, protocol(value)?),
-            (Field::Source, mask) if is_head => {
-                put(&mut self.rule.source, Is { not, value: network(self.family, loaded.length, mask, value)? })
-            }
+            (Field::Source, mask) if is_head => match addresses(self.family, loaded.length, mask, value)? {
+                Addresses::Net(value) => put(&mut self.rule.source, Is { not, value }),
+                Addresses::Bits { .. } => None,
+            },
             (Field::Destination, mask) if is_head => {
-                put(&mut self.rule.destination, Is { not, value: network(self.family, loaded.length, mask, value)? })
+                let value = addresses(self.family, loaded.length, mask, value)?;
+                put(&mut self.rule.destination, Is { not, value })
             }
             (Field::DestinationPort, None) if !not => {
                 let protocol = self.rule.protocol.filter(|protocol| *protocol != Protocol::Sctp)?;
@@ -287,26 +287,34 @@ fn protocol(value: &[u8]) -> Option<Protocol> {
     }
 }
 
-/// A network: by as many bytes of the address as it has, or by all of them under a mask.
-fn network(family: IpFamily, length: usize, mask: Option<&[u8]>, value: &[u8]) -> Option<IpNet> {
-    let mut address = [0; 16];
-    address.get_mut(..length).filter(|_| value.len() == length)?.copy_from_slice(value);
-    let (ip, size) = match family {
-        IpFamily::V4 => (IpAddr::from(*address.first_chunk::<4>()?), 4),
-        IpFamily::V6 => (IpAddr::from(address), 16),
+/// Addresses: a network by as many bytes of the address as it has, or whole addresses under any mask.
+fn addresses(family: IpFamily, length: usize, mask: Option<&[u8]>, value: &[u8]) -> Option<Addresses> {
+    const ALL: [u8; 16] = [0xff; 16];
+    let size = match family {
+        IpFamily::V4 => 4,
+        IpFamily::V6 => 16,
     };
-    let prefix = match mask {
-        None => length * 8,
-        Some(mask) => {
-            let mut bits = [0; 16];
-            bits.get_mut(..size).filter(|_| mask.len() == size)?.copy_from_slice(mask);
-            let bits = u128::from_be_bytes(bits);
-            (bits.leading_ones() == bits.count_ones()).then_some(bits.leading_ones() as usize)?
-        }
+    let mask = match mask {
+        None => ALL.get(..length)?,
+        Some(mask) => Some(mask).filter(|mask| mask.len() == size)?,
     };
-    let net = IpNet::new(ip, u8::try_from(prefix).ok()?).ok()?;
-    // The text leaves out a network that holds everything, and bits beyond its length.
-    (prefix > 0 && net.network() == ip).then_some(net)
+    // With zeros up to its end.
+    let whole = |bytes: &[u8]| {
+        let mut address = [0; 16];
+        address.get_mut(..length).filter(|_| bytes.len() == length)?.copy_from_slice(bytes);
+        Some(match family {
+            IpFamily::V4 => IpAddr::from(*address.first_chunk::<4>()?),
+            IpFamily::V6 => address.into(),
+        })
+    };
+    let (value, mask) = (whole(value)?, whole(mask)?);
+    let addresses = Addresses::under_mask(value, mask)?;
+    let kept = match addresses {
+        Addresses::Net(net) => net.addr(),
+        Addresses::Bits { value, .. } => value,
+    };
+    // The text leaves out a network that holds everything, and bits that do not count.
+    (!mask.is_unspecified() && kept == value).then_some(addresses)
 }
 
 /// `NFTA_IMMEDIATE_DREG`, `_DATA`; in that `NFTA_VERDICT_CODE`, `_CHAIN`.

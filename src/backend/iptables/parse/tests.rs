@@ -54,6 +54,15 @@ fn every_way_of_writing_a_rule_gives_the_saved_one() {
     v4("-s 0.0.0.0/0 -j X", "-j X");
     v6("! -s ::/0 -j X", "! -s ::/0 -j X");
     v4("-i veth+ -j X", "-i veth+ -j X");
+    v4("-d 10.1.2.197/0.0.0.15 -j X", "-d 0.0.0.5/0.0.0.15 -j X");
+    v4("-d 10.1.2.3/255.255.0.0 -j X", "-d 10.1.0.0/16 -j X");
+    v4("! -d 1.2.3.4/0.0.0.0 -j X", "! -d 0.0.0.0/0 -j X");
+    v4("-d 1.2.3.4/0.0.0.0 -j X", "-j X");
+    v6("-d fd00::1:c5/::f0 -j X", "-d ::c0/::f0 -j X");
+    v4(
+        "-m bpf --bytecode \"6,32 0 0 16,7 0 0 0,32 0 0 12,29 0 1 0,6 0 0 65535,6 0 0 0\" -j X",
+        "-m bpf --bytecode \"6,32 0 0 16,7 0 0 0,32 0 0 12,29 0 1 0,6 0 0 65535,6 0 0 0\" -j X",
+    );
     v4("-p udp --dport 53 -j X", "-p udp -m udp --dport 53 -j X");
     v4("-m addrtype --dst-type LOCAL ! -d 127.0.0.0/8 -j X", "! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j X");
     v4(
@@ -75,6 +84,10 @@ fn rules_of_others_are_errors() {
         "-s fd00::1 -j A",
         "-s 1.2.3.4 -s 1.2.3.4 -j A",
         "-s 1.2.3.4/33 -j A",
+        "-s 1.2.3.4/0.0.0.255 -j A",
+        "-d 1.2.3.4/::ff -j A",
+        "-m bpf --bytecode 1,6 -j A",
+        "-m bpf -j A",
         "-g A",
         "-j A -j B",
         "-j",
@@ -163,6 +176,13 @@ fn network(family: IpFamily) -> impl Strategy<Value = IpNet> {
     })
 }
 
+fn addresses(family: IpFamily) -> impl Strategy<Value = Addresses> {
+    let under_mask =
+        (address(family), address(family)).prop_map(|(value, mask)| Addresses::under_mask(value, mask).unwrap());
+    let bits = under_mask.prop_filter("all of them", move |of| *of != Addresses::Net(family.everything()));
+    prop_oneof![3 => network(family).prop_map(Addresses::Net), 1 => bits]
+}
+
 fn address(family: IpFamily) -> BoxedStrategy<IpAddr> {
     match family {
         IpFamily::V4 => any::<[u8; 4]>().prop_map(IpAddr::from).boxed(),
@@ -195,6 +215,7 @@ fn one_match(family: IpFamily, protocol: Option<Protocol>) -> BoxedStrategy<Matc
         is(marking_()).prop_map(Match::Mark),
         Just(Match::SourceIsLocal),
         Just(Match::DestinationIsLocal),
+        Just(Match::ToItself(family)),
         (1..40_000u32).prop_map(Match::OneIn),
         (name(), 1..=86_400u32).prop_map(move |(list, seconds)| Match::RecentlySeen {
             list: list.into(),
@@ -227,8 +248,9 @@ fn target(family: IpFamily) -> impl Strategy<Value = Target> {
 
 fn rule(family: IpFamily) -> impl Strategy<Value = Rule> {
     let side = || prop::option::of(is(network(family)));
+    let destination = prop::option::of(is(addresses(family)));
     let interface = prop::option::of(is("[a-z0-9.]{1,14}\\+?"));
-    let head = (side(), side(), interface, prop::option::of(protocol_()), prop::option::of(target(family)));
+    let head = (side(), destination, interface, prop::option::of(protocol_()), prop::option::of(target(family)));
     head.prop_flat_map(move |(source, destination, in_interface, protocol, target)| {
         prop::collection::vec(one_match(family, protocol), 0..5).prop_map(move |matches| Rule {
             source: source.clone(),
