@@ -192,6 +192,7 @@ impl<R: Run> Iptables<R> {
         }
         if piece.lines == usize::MAX && !turn.round.has_seen_all() {
             self.feed(std::mem::take(&mut batch), turn, began).await?;
+            began = Instant::now();
         }
         if !turn.round.has_seen_all() {
             self.await_listing(turn).await?;
@@ -224,6 +225,7 @@ impl<R: Run> Iptables<R> {
             turn.round.apart.retain(|group| !group.is_empty());
             self.write(batch, turn, began).await?;
         }
+        began = Instant::now();
         let mut batch = Batch::default();
         self.applied.stage_last_base(turn, &mut batch);
         self.write(batch, turn, began).await?;
