@@ -226,7 +226,14 @@ async fn iptables_tools(sysctls: &Sysctls) -> anyhow::Result<Vec<(IpFamily, Tool
 /// Where rules go, as configured and as far as the node can do it. (A node that cannot serves all the same:
 /// no packet can tell layouts apart.)
 async fn layout(config: &Config, family: IpFamily, tools: &Tools<System>) -> Layout {
-    let config::Layout { bucketed_services, mut compact_endpoints } = config.layout;
+    let config::Layout { mut bucketed_services, mut compact_endpoints } = config.layout;
+    if bucketed_services && !tools.features.any_mask {
+        tracing::warn!(
+            %family,
+            "no bucketed service dispatch: iptables of nf_tables takes masks of addresses from 1.8.8 on; Services are found one by one"
+        );
+        bucketed_services = false;
+    }
     if compact_endpoints && let Err(error) = tools.recognises_own_source().await {
         tracing::warn!(
             %family, %error,

@@ -126,6 +126,7 @@ pub const RESTART_CPU: &str = "CPU with the tools until all is checked";
 pub const RESTART_FAILED: &str = "connections that failed meanwhile";
 pub const SERVED_EARLY: &str = "change 0.5 s after the start: until served";
 pub const SERVED_LATER: &str = "change 2 s after the start: until served";
+pub const SERVED_LAST: &str = "change 4 s after the start: until served";
 pub const RSS: &str = "resident after the first sync";
 pub const PEAK: &str = "peak of the proxy";
 pub const CHILD: &str = "largest program it ran";
@@ -169,7 +170,7 @@ impl Figure {
             CHANGE_GROWTH => Some(Target::Value(1.5)),
             RESTART_CPU if !nft => Some(Target::Value(1.5)),
             RESTART_FAILED | WRONG => Some(Target::Value(0.0)),
-            SERVED_EARLY | SERVED_LATER if nft => Some(Target::Value(0.2)),
+            SERVED_EARLY | SERVED_LATER | SERVED_LAST if nft => Some(Target::Value(0.2)),
             RSS => Some(Target::Value(40.0)),
             PEAK => Some(Target::Value(64.0)),
             CHILD if nft => Some(Target::Value(32.0)),

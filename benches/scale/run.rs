@@ -330,7 +330,7 @@ impl Run {
 
     /// Ends it and starts it again: once undisturbed, then while a Service changes.
     fn restart(&mut self) {
-        let changes = [(500, figures::SERVED_EARLY), (2_000, figures::SERVED_LATER)];
+        let changes = [(500, figures::SERVED_EARLY), (2_000, figures::SERVED_LATER), (4_000, figures::SERVED_LAST)];
         for change in std::iter::once(None).chain(changes.into_iter().map(Some)) {
             if let Some(proxy) = self.proxy.take() {
                 proxy.terminate();

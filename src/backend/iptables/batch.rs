@@ -124,6 +124,9 @@ impl<'a, 'b> Feed<'a, 'b> {
             let name = staged.name.clone();
             if let Some(changes) = self.applied.changes(&name, self.turn, true, Part::Nat) {
                 self.batch.add_to(self.next, &changes);
+                if !changes.is_empty() {
+                    self.applied.doubt_one(&name);
+                }
             }
             self.next += 1;
             if self.batch.draft.available() >= self.at_once {

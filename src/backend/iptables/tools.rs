@@ -51,6 +51,8 @@ pub struct Features {
     pub random_fully: bool,
     /// `iptables-restore -w SECONDS` (1.6.2).
     pub restore_waits: bool,
+    /// Addresses under any mask. (Some nft programs before 1.8.8 lose one that begins with a zero byte.)
+    pub any_mask: bool,
 }
 
 /// The two variants of the programs.
@@ -86,7 +88,8 @@ impl Features {
         let version_number = (parts.next()??, parts.next().flatten().unwrap_or(0), parts.next().flatten().unwrap_or(0));
         let modern = version_number >= (1, 6, 2);
         let variant = if version.contains("nf_tables") { Variant::Nft } else { Variant::Legacy };
-        Some(Features { variant, random_fully: modern, restore_waits: modern })
+        let any_mask = variant == Variant::Legacy || version_number >= (1, 8, 8);
+        Some(Features { variant, random_fully: modern, restore_waits: modern, any_mask })
     }
 }
 
@@ -138,7 +141,7 @@ impl<R: Run> Tools<R> {
     ///
     /// If they are not installed or do not answer.
     pub async fn find(run: R, family: IpFamily) -> Result<(Tools<R>, String), ApplyError> {
-        let unknown = Features { variant: Variant::Legacy, random_fully: true, restore_waits: true };
+        let unknown = Features { variant: Variant::Legacy, random_fully: true, restore_waits: true, any_mask: true };
         let mut tools = Tools { run, family, full_names: None, features: unknown };
         let (output, version) = match tools.version().await {
             Err(missing) if missing.is_not_installed() => {
@@ -349,12 +352,14 @@ mod tests {
 
     #[test]
     fn versions() {
-        let nft = Features::parse("iptables v1.8.9 (nf_tables)");
-        assert_eq!(nft, Some(Features { variant: Variant::Nft, random_fully: true, restore_waits: true }));
-        let legacy = Features::parse("ip6tables v1.8.9 (legacy)");
-        assert_eq!(legacy, Some(Features { variant: Variant::Legacy, random_fully: true, restore_waits: true }));
-        let old = Features::parse("iptables v1.4.22");
-        assert_eq!(old, Some(Features { variant: Variant::Legacy, random_fully: false, restore_waits: false }));
+        let able = Features { variant: Variant::Nft, random_fully: true, restore_waits: true, any_mask: true };
+        assert_eq!(Features::parse("iptables v1.8.9 (nf_tables)"), Some(able));
+        let no_masks = Features { any_mask: false, ..able };
+        assert_eq!(Features::parse("iptables v1.8.7 (nf_tables)"), Some(no_masks));
+        let legacy = Features { variant: Variant::Legacy, ..able };
+        assert_eq!(Features::parse("ip6tables v1.8.7 (legacy)"), Some(legacy));
+        let old = Features { random_fully: false, restore_waits: false, ..legacy };
+        assert_eq!(Features::parse("iptables v1.4.22"), Some(old));
         assert_eq!(Features::parse("command not found"), None);
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ferrule::backend::ApplyError;
-use ferrule::backend::iptables::compile::Layout;
+use ferrule::backend::iptables::compile::{Layout, Shared};
 use ferrule::backend::iptables::diff::JUMPS;
 use ferrule::backend::iptables::ruleset::Table;
 use ferrule::command::Output;
@@ -14,6 +14,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
+use super::pieces::UNREADABLE;
 use super::{Rig, Start, Step, assert_same, clusters, fresh, runtime};
 
 /// What most proxies are given.
@@ -325,6 +326,35 @@ fn layouts_follow_each_other() {
             let deletes = sent(&rig).iter().filter(|line| line.starts_with("-D ")).count();
             assert!(deletes < 32, "{variant:?} {from:?} to {to:?}: {deletes} rules taken out one by one");
             assert_eq!(report.written == 0, from == to, "{variant:?} {from:?} to {to:?}: {report:?}");
+        });
+    }
+}
+
+/// Rules of others among those of Services, in every layout and however they are read.
+#[test]
+fn rules_of_others_in_shared_chains_go() {
+    let starts = VARIANTS.into_iter().flat_map(|variant| IpFamily::BOTH.map(|family| (variant, family)));
+    for ((variant, family), layout) in starts.flat_map(|start| clusters::LAYOUTS.map(|layout| (start, layout))) {
+        runtime().block_on(async {
+            let (_, _, settings, node, _) = usual(variant);
+            let mut rig = Rig::after((variant, family, settings, node, layout), &[]).await;
+            (0..2).for_each(|i| rig.put_plain(i, 2));
+            rig.sync().await.unwrap();
+            let before = rig.tables();
+            let of_shared = Shared::of(layout).filter(|shared| shared.table() == Table::Nat);
+            let chains: Vec<String> = of_shared.map(|shared| shared.chain().to_string()).take(20).collect();
+            for comment in ["of others", UNREADABLE] {
+                let rules = chains
+                    .iter()
+                    .map(|chain| format!("-A {chain} -m comment --comment \"{comment}\" -j KUBE-MARK-MASQ\n"));
+                let text = before.to_string();
+                let (others, nat) = text.split_at(text.find("*nat\n").unwrap());
+                let nat = nat.replacen("COMMIT", &format!("{}COMMIT", rules.collect::<String>()), 1);
+                rig.kernel.load(Tables::parse(family, &format!("{others}{nat}")).unwrap());
+                rig.step(&Step::Restart(rig.settings.clone(), layout)).await;
+                rig.sync().await.unwrap();
+                assert_same(&rig.tables(), &before);
+            }
         });
     }
 }

@@ -14,6 +14,8 @@ use proptest::prelude::*;
 use super::{Move, Rig, assert_same, clusters, fresh, moves, runtime, start};
 
 const EINTR: i32 = 4;
+/// In the text of rules that only the programs can put into words.
+pub(super) const UNREADABLE: &str = "unreadable";
 
 /// In pieces of which size a proxy does its work, and whether it is told of chains without the programs.
 #[derive(Clone, Copy, Debug)]
@@ -61,10 +63,11 @@ impl Chains for NatTable {
         let tables = self.kernel.tables(self.family);
         for chain in chains {
             for known in tables.chain(Table::Nat, chain.as_str()).into_iter().flat_map(|found| &found.rules) {
-                match known {
-                    KernelRule::Known(known) => rule(chain, Some(&known.to_string())),
-                    KernelRule::Foreign(_) => rule(chain, None),
-                }
+                let text = match known {
+                    KernelRule::Known(known) => Some(known.to_string()).filter(|text| !text.contains(UNREADABLE)),
+                    KernelRule::Foreign(_) => None,
+                };
+                rule(chain, text.as_deref());
             }
         }
         Ok(())
