@@ -157,7 +157,7 @@ async fn restore<R: Run>(tools: &Tools<R>, step: &Changes) -> Result<(), Restore
     let input = Input::render(std::iter::once(step));
     let mut tries = 1;
     loop {
-        match tools.restore_text(&input.text).await {
+        match tools.restore_text(input.text.clone()).await {
             Err(RestoreError::Other(error @ ApplyError::Busy { .. })) if tries < TRIES => {
                 tracing::warn!(%error, "waiting for the lock");
                 tries += 1;

@@ -146,7 +146,7 @@ impl Applied {
         }
         let plan = self.wanted(name, turn.plan);
         let old = self.services.get(name);
-        let Round { style, snapshot, .. } = &mut *turn.round;
+        let Round { style, snapshot, left_chains, .. } = &mut *turn.round;
         let same = |old: &AppliedService| {
             let same_plan = plan.is_some_and(|plan| Arc::ptr_eq(plan, &old.plan) || **plan == *old.plan);
             let same_style = Arc::ptr_eq(&old.style, style) || *old.style == **style;
@@ -159,7 +159,14 @@ impl Applied {
             None if old.is_some_and(same) || (old.is_none() && plan.is_none()) => None,
             None => {
                 let mut changes = diff::service(name, held.as_ref(), plan, style, part);
-                snapshot.iter_mut().for_each(|snapshot| diff::release(&mut changes, snapshot));
+                // What belongs to nobody may still lead to chains that go: they go with it, in the end.
+                if let Some(snapshot) = snapshot.as_mut().filter(|snapshot| snapshot.has_chains()) {
+                    for (table, chain) in changes.empty_instead_of_remove() {
+                        left_chains.iter_mut().for_each(|left| left.push(chain.clone()));
+                        snapshot.release(table, chain);
+                    }
+                    left_chains.iter_mut().for_each(|left| in_order_of_removal(left));
+                }
                 Some(changes)
             }
         }
@@ -233,25 +240,22 @@ impl Applied {
 
     /// The chains of Service ports that belong to nobody.
     pub(super) fn left_chains(&self, round: &Round) -> Vec<ChainName> {
-        let mut left: Vec<ChainName> = match &round.listing {
-            Listing::Known(names) => {
-                let mut is_owned = vec![false; names.len()];
-                let mut own = |chain: ChainName| {
-                    let at = names.binary_search(&chain).ok();
-                    at.and_then(|at| is_owned.get_mut(at)).into_iter().for_each(|is_owned| *is_owned = true);
-                };
-                for (name, at) in &self.services {
-                    compile::chain_names(name, &at.plan, &at.style).for_each(&mut own);
-                }
-                if let Some(base) = &self.base {
-                    base.dispatch().into_iter().for_each(|(_, chain, _)| own(chain));
-                    Shared::of(base.layout).for_each(|shared| own(shared.chain()));
-                }
-                names.iter().zip(is_owned).filter(|(_, is_owned)| !is_owned).map(|(name, _)| name.clone()).collect()
+        let mut left: BTreeSet<ChainName> = round.snapshot.iter().flat_map(Snapshot::left_chains).cloned().collect();
+        if let Listing::Known(names) = &round.listing {
+            left.extend(names.iter().cloned());
+        }
+        // Whatever it was when it was read: it may have found its owner since.
+        if !left.is_empty() {
+            for (name, at) in &self.services {
+                compile::chain_names(name, &at.plan, &at.style).for_each(|chain| _ = left.remove(&chain));
             }
-            _ => round.snapshot.iter().flat_map(Snapshot::left_chains).cloned().collect(),
-        };
-        left.sort_by_cached_key(|chain| (std::cmp::Reverse(chain.depth()), chain.clone()));
+            if let Some(base) = &self.base {
+                base.dispatch().iter().for_each(|(_, chain, _)| _ = left.remove(chain));
+                Shared::of(base.layout).for_each(|shared| _ = left.remove(&shared.chain()));
+            }
+        }
+        let mut left: Vec<ChainName> = left.into_iter().collect();
+        in_order_of_removal(&mut left);
         left
     }
 
@@ -290,6 +294,11 @@ impl AppliedService {
 
 pub(super) fn refused_outside(what: &str, detail: String) -> Interrupted {
     Interrupted::Failed(ApplyError::Failed { program: format!("iptables-restore ({what})"), detail })
+}
+
+/// Sorts chains so that those come last that may refer to others: they are removed from the end.
+fn in_order_of_removal(chains: &mut [ChainName]) {
+    chains.sort_by_cached_key(|chain| (std::cmp::Reverse(chain.depth()), chain.clone()));
 }
 
 /// Splits a refused group: the suspect from the others, or in halves.

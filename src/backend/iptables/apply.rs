@@ -199,13 +199,14 @@ impl<R: Run> Iptables<R> {
         }
         let chains_first = self.writes_chains_first(turn);
         // Little by little: how much there is to write shows only when it is compared.
+        let few = (piece.chains / 8).max(1);
         while !turn.round.has_seen_all() && lines < piece.lines && chains < piece.chains {
-            let names = turn.round.next(turn.plan, (piece.chains / 8).max(1));
+            let names = turn.round.next(turn.plan, few);
             self.read_own(turn, &names).await?;
             let before = batch.lines;
             names.iter().for_each(|name| self.applied.stage(name, turn, &mut batch, chains_first));
             lines += batch.lines - before;
-            chains += (piece.chains / 8).max(1);
+            chains += few;
         }
         self.write(batch, turn, began).await?;
         if !turn.round.has_seen_all() {
@@ -273,10 +274,8 @@ impl<R: Run> Iptables<R> {
         let before = self.applied.doubt(&batch);
         let about = turn.plan.endpoints() * BYTES_OF_ENDPOINT + turn.plan.services().len() * BYTES_OF_SERVICE;
         let mut feed = Feed::new(&mut self.applied, turn, batch, self.piece.bytes);
-        let first = feed.next();
-        let diffing = began.elapsed();
-        let is_empty = first.is_none();
-        let mut first = first;
+        let mut first = feed.next();
+        let (diffing, is_empty) = (began.elapsed(), first.is_none());
         let result = match is_empty {
             true => Ok(()),
             false => self.tools.restore(about, &mut || first.take().or_else(|| feed.next())).await,
@@ -331,7 +330,7 @@ impl<R: Run> Iptables<R> {
         let text = batch.draft.take(&mut owners, false);
         turn.report.restores += 1;
         turn.report.bytes += text.len();
-        let result = self.tools.restore_text(&text).await;
+        let result = self.tools.restore_text(text).await;
         self.written(batch, turn, before, result, &owners)
     }
 
@@ -375,14 +374,14 @@ impl<R: Run> Backend for Iptables<R> {
             self.applied.trust = Trust::Nothing;
         }
         self.applied.forget_refused_without_plan(plan);
+        let base = compile::base(&plan.node, &style);
         let mut round = match self.round.take().filter(|round| !whole && round.style == style) {
             Some(mut round) => {
-                round.base = compile::base(&plan.node, &style);
+                round.base = base;
                 round
             }
             None => {
                 let restyled = self.applied.services.values().next().is_some_and(|applied| *applied.style != *style);
-                let base = compile::base(&plan.node, &style);
                 let mut round = Round::new(style, base);
                 if whole {
                     let refused = std::mem::take(&mut self.applied.refused);

@@ -49,9 +49,9 @@ pub(super) struct Feed<'a, 'b> {
     has_ended: bool,
     /// How many bytes are handed over at once, about.
     at_once: usize,
-    pub(super) batch: Batch,
-    pub(super) owners: Owners,
-    pub(super) bytes: usize,
+    batch: Batch,
+    owners: Owners,
+    bytes: usize,
 }
 
 // === impl Batch ===

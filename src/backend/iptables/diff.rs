@@ -107,6 +107,13 @@ impl Changes {
         replaced + self.create.len() + self.insert.len() + self.append.len() + self.delete.len() + 2 * self.remove.len()
     }
 
+    /// Takes the removals out: these chains are only emptied.
+    pub fn empty_instead_of_remove(&mut self) -> Vec<(Table, ChainName)> {
+        let emptied = self.remove.iter().map(|(table, chain)| (*table, chain.clone(), Lines::default()));
+        self.replace.extend(emptied);
+        std::mem::take(&mut self.remove)
+    }
+
     /// The same removals in two parts; `None` if there is only one chain to remove.
     pub fn halved_removal(mut self) -> Option<[Changes; 2]> {
         if self.remove.len() < 2 {
@@ -289,19 +296,6 @@ pub fn service_from_snapshot(
         }
     }
     changes
-}
-
-/// Lets go of the chains that are removed: rules may be left that lead there and belong to nobody.
-pub fn release(changes: &mut Changes, snapshot: &mut Snapshot) {
-    if changes.remove.is_empty() {
-        return;
-    }
-    let leads_there = |rule: &str| {
-        let target = rule.rsplit_once("-j ").map(|(_, target)| ChainName::from(target));
-        target.is_some_and(|target| changes.remove.iter().any(|(_, chain)| *chain == target))
-    };
-    let left = snapshot.take_left_of(Table::Nat, leads_there).into_iter();
-    changes.delete.extend(left.map(|(shared, rule)| (shared.table(), shared.chain(), rule)));
 }
 
 /// Whether shared chains hold the rules of a Service port, which are ticked off.

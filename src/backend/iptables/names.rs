@@ -32,8 +32,8 @@ pub const FIREWALL: ChainName = ChainName::fixed("KUBE-FIREWALL");
 pub const CANARY: ChainName = ChainName::fixed("KUBE-PROXY-CANARY");
 
 /// Prefixes of nat chains that belong to a Service port. A chain with one of them that no Service
-/// port owns is a leftover.
-pub const SERVICE_PREFIXES: [&str; 5] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-FW-", "KUBE-EXT-"];
+/// port owns is a leftover. In the order in which a packet may pass them.
+pub const SERVICE_PREFIXES: [&str; 5] = ["KUBE-FW-", "KUBE-EXT-", "KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-"];
 
 /// What names of chains begin with that split nat KUBE-SERVICES by the destination's last digits. This
 /// is how chains of Service ports begin: so kube-proxy, which knows nothing of these, removes them when it
@@ -126,20 +126,23 @@ impl ChainName {
         }
     }
 
-    /// How many chains that belong to Service ports, or lead there, a packet may have passed before this one, going by its name:
-    /// chains refer to deeper ones only.
+    /// How far from KUBE-SERVICES a chain of a Service port, or one that leads there, stands by its name:
+    /// such chains refer to those only that stand further.
     pub fn depth(&self) -> usize {
         if splits_addresses(self.as_str()) {
             return usize::from(byte_of_addresses(self.as_str()).is_some());
         }
-        let depths = [("KUBE-FW-", 2), ("KUBE-EXT-", 3), ("KUBE-SVC-", 4), ("KUBE-SVL-", 4)];
-        let of_kind = depths.iter().find(|(prefix, _)| self.as_bytes().starts_with(prefix.as_bytes()));
-        of_kind.map_or(5, |(_, depth)| *depth)
+        2 + self.service_prefix().unwrap_or(SERVICE_PREFIXES.len())
+    }
+
+    /// Which of [`SERVICE_PREFIXES`] it has.
+    fn service_prefix(&self) -> Option<usize> {
+        SERVICE_PREFIXES.iter().position(|prefix| self.as_bytes().starts_with(prefix.as_bytes()))
     }
 
     /// Whether the chain belongs to some Service port, going by its name.
     pub fn is_per_service(&self) -> bool {
-        SERVICE_PREFIXES.iter().any(|prefix| self.as_bytes().starts_with(prefix.as_bytes()))
+        self.service_prefix().is_some()
     }
 }
 

@@ -88,8 +88,8 @@ impl Snapshot {
         }
         if let Some(shared) = Shared::named(table, chain) {
             if shared == Shared::NatServices {
-                let target = rule.rsplit_once("-j ").map(|(_, target)| target);
-                self.layout.bucketed_services |= target.is_some_and(names::splits_addresses);
+                self.layout.bucketed_services |=
+                    rule.rsplit_once("-j ").is_some_and(|(_, target)| names::splits_addresses(target));
                 if self.services_end.len() == 2 * REMEMBERED_END {
                     self.services_end.drain(..REMEMBERED_END);
                 }
@@ -171,13 +171,6 @@ impl Snapshot {
             taken.extend(std::iter::repeat_n(rule.clone(), std::mem::take(count)));
         }
         taken
-    }
-
-    /// The same for all shared chains of a table.
-    pub fn take_left_of(&mut self, table: Table, kind: impl Fn(&str) -> bool) -> Vec<(Shared, String)> {
-        let chains: Vec<Shared> = self.shared.keys().copied().filter(|shared| shared.table() == table).collect();
-        let of_chain = |shared| self.take_left(shared, &kind).into_iter().map(move |rule| (shared, rule));
-        chains.into_iter().flat_map(of_chain).collect()
     }
 
     /// Whether a shared chain ends with exactly these rules, in any order, and has none of them

@@ -193,9 +193,9 @@ impl<R: Run> Tools<R> {
     }
 
     /// The same with input that is all there.
-    pub async fn restore_text(&self, text: &str) -> Result<(), RestoreError> {
-        let mut once = Some(text.to_owned());
-        self.restore(text.len(), &mut || once.take()).await
+    pub async fn restore_text(&self, text: String) -> Result<(), RestoreError> {
+        let (bytes, mut once) = (text.len(), Some(text));
+        self.restore(bytes, &mut || once.take()).await
     }
 
     /// Reads every chain of the nat and filter tables.

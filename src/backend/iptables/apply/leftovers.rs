@@ -82,7 +82,7 @@ impl<R: Run> Iptables<R> {
             turn.report.restores += 1;
             turn.report.bytes += text.len();
             let trust = std::mem::take(&mut self.applied.trust);
-            match self.tools.restore_text(&text).await {
+            match self.tools.restore_text(text).await {
                 Ok(()) => {}
                 Err(RestoreError::Other(error)) => return Err(self.applied.lost(error)),
                 // Somebody else's rule leads to one of these chains: it stays, empty, and the
@@ -91,7 +91,11 @@ impl<R: Run> Iptables<R> {
                     turn.report.refusals += 1;
                     match step.clone().halved_removal() {
                         Some(halves) => steps.extend(halves.into_iter().rev()),
-                        None => steps.push(emptied(step)),
+                        None => {
+                            let mut emptied = step;
+                            emptied.empty_instead_of_remove();
+                            steps.push(emptied);
+                        }
                     }
                 }
                 Err(RestoreError::Refused { detail, .. }) => {
@@ -102,10 +106,4 @@ impl<R: Run> Iptables<R> {
         }
         Ok(())
     }
-}
-
-/// What is done to chains that cannot be removed.
-fn emptied(step: Changes) -> Changes {
-    let replace = step.remove.into_iter().map(|(table, chain)| (table, chain, Lines::default())).collect();
-    Changes { replace, ..Changes::default() }
 }

@@ -80,11 +80,13 @@ impl<R: Run> Iptables<R> {
         let reading = tokio::task::spawn_blocking(move || {
             let mut unclear = BTreeSet::new();
             let result = chains.rules(&names, &mut |chain, rule| {
+                let Some(byte) = names::byte_of_addresses(chain.as_str()) else {
+                    return snapshot.add_own(Table::Nat, chain.clone(), rule);
+                };
                 snapshot.declare(Table::Nat, chain.clone());
-                match (names::byte_of_addresses(chain.as_str()), rule) {
-                    (Some(_), Some(rule)) => snapshot.rule(Table::Nat, chain.as_str(), rule),
-                    (Some(byte), None) => _ = unclear.insert(Shared::NatBucket(byte)),
-                    (None, rule) => snapshot.add_own(Table::Nat, chain.clone(), rule),
+                match rule {
+                    Some(rule) => snapshot.rule(Table::Nat, chain.as_str(), rule),
+                    None => _ = unclear.insert(Shared::NatBucket(byte)),
                 }
             });
             (snapshot, unclear, result)
@@ -145,9 +147,6 @@ impl<R: Run> Iptables<R> {
     pub(super) async fn has_drifted(&self) -> Result<bool, ApplyError> {
         // If a shared chain is missing, nothing there can be trusted.
         let Some(mut snapshot) = self.read_shared(self.settings.layout).await? else { return Ok(true) };
-        if snapshot.has_chains() {
-            return Ok(true);
-        }
         let fixed = self.applied.base.iter().flat_map(|base| base.head().into_iter().chain(base.tail.iter().cloned()));
         let has_tail = fixed.map(|rule| rule.to_string()).all(|rule| snapshot.tick_off(Shared::NatServices, &rule));
         let mut services = self.applied.services.iter();
