@@ -124,6 +124,11 @@ impl ApplyError {
 // === impl Report ===
 
 impl Report {
+    /// Whether nothing remains.
+    pub fn is_finished(&self) -> bool {
+        self.remaining == 0
+    }
+
     /// What this piece of a sync and the pieces before it did together.
     pub fn after(self, before: Report) -> Report {
         let Report { remaining, written, refused, set_aside, restores, bytes, refusals, holds, rules, diffing } = self;

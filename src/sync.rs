@@ -139,7 +139,7 @@ impl<B: Backend> Pipeline<B> {
         self.pacer.end(
             now,
             match &done.result {
-                Ok(Report { remaining: 1.., .. }) => Ended::Unfinished,
+                Ok(report) if !report.is_finished() => Ended::Unfinished,
                 Ok(Report { set_aside: 0, .. }) => Ended::Complete,
                 Ok(Report { refused, .. }) => Ended::Incomplete { anew: !refused.is_empty() },
                 Err(_) => Ended::Failed,

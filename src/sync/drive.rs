@@ -206,7 +206,7 @@ impl<B: Backend + 'static, O: Observer> Loop<B, O> {
         // Not put off by what else goes on: who flushes tables does not wait for quiet.
         line.next_check.get_or_insert(now + self.pace.retry);
         let mut pieces = Pieces::after(line.pieces.take(), waited, planning, applying, &done);
-        let unfinished = matches!(&done.result, Ok(Report { remaining: 1.., .. }));
+        let unfinished = done.result.as_ref().is_ok_and(|report| !report.is_finished());
         let told = match (unfinished, &done.scope) {
             (true, Scope::Services(_)) => triggers,
             (true, _) => {
