@@ -7,7 +7,7 @@ use std::future::Future;
 use std::ops::{AddAssign, SubAssign};
 use std::time::Duration;
 
-use crate::model::ServicePortName;
+use crate::model::{ServiceName, ServicePortName};
 use crate::plan::Plan;
 
 /// A kernel mechanism. `sync` and `check` are the only operations that touch the kernel.
@@ -23,6 +23,11 @@ pub trait Backend: Send {
     /// need not wait for all others: then [`Report::remaining`] is not zero, and the next call goes on,
     /// whatever its scope, with what that names first.
     fn sync(&mut self, plan: &Plan, scope: &Scope) -> impl Future<Output = Result<Report, ApplyError>> + Send;
+
+    /// Before a sync about everything: these Services changed last. If it is done in pieces, they come soon.
+    fn prefer(&mut self, recent: BTreeSet<ServiceName>) {
+        let _ = recent;
+    }
 
     /// Looks for signs that somebody else removed rules. If so, the next `sync` starts from what
     /// is really there; the answer says whether one is needed.

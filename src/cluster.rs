@@ -7,6 +7,7 @@
 mod shared;
 mod slices;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::IpAddr;
@@ -168,6 +169,14 @@ impl ClusterState {
     pub fn service(&self, name: &ServiceName) -> Option<(&Arc<Service>, &Slices)> {
         let entry = self.services.get(name)?;
         Some((entry.service.as_ref()?, &entry.slices))
+    }
+
+    /// The Services whose slices changed last, at most so many; none of which that is unknown.
+    pub fn recent(&self, count: usize) -> BTreeSet<ServiceName> {
+        let versions = self.services.iter().map(|(name, entry)| (entry.slices.version(), name));
+        let mut versions: Vec<_> = versions.filter(|(version, _)| *version > 0).collect();
+        versions.sort_unstable_by_key(|(version, _)| Reverse(*version));
+        versions.into_iter().take(count).map(|(_, name)| name.clone()).collect()
     }
 
     fn listing(&self, kind: Kind) -> &Listing {

@@ -189,14 +189,30 @@ impl Run for System {
         let read = async {
             let Some(output) = output else { return Ok::<_, std::io::Error>(()) };
             let mut reader = BufReader::with_capacity(64 * 1024, output);
-            let mut buffer = Vec::new();
+            // Lines are handed over by the block they came in: a big table has a hundred thousand.
+            let mut begun = Vec::new();
             loop {
-                buffer.clear();
-                if reader.read_until(b'\n', &mut buffer).await? == 0 {
-                    return Ok(());
+                let block = reader.fill_buf().await?;
+                let length = block.len();
+                if length == 0 {
+                    break;
                 }
-                line(String::from_utf8_lossy(&buffer).trim_end_matches('\n'));
+                match block.iter().rposition(|byte| *byte == b'\n') {
+                    Some(end) => {
+                        let (whole, rest) = block.split_at(end);
+                        begun.extend_from_slice(whole);
+                        String::from_utf8_lossy(&begun).split('\n').for_each(&mut *line);
+                        begun.clear();
+                        begun.extend_from_slice(rest.get(1..).unwrap_or_default());
+                    }
+                    None => begun.extend_from_slice(block),
+                }
+                reader.consume(length);
             }
+            if !begun.is_empty() {
+                line(&String::from_utf8_lossy(&begun));
+            }
+            Ok(())
         };
         let complain = async {
             let mut text = Vec::new();
@@ -217,6 +233,37 @@ impl Run for System {
         match status.code() {
             Some(code) => Ok(Output { code, stderr }),
             None => Err(CommandError::Signal { program, detail: status.to_string() }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn lines(script: &str) -> Vec<String> {
+        let mut lines = Vec::new();
+        let command = Command::new("sh", &["-c", script]);
+        let output = System.run(command, &mut |line| lines.push(line.to_owned())).await.unwrap();
+        assert!(output.success(), "{}", output.stderr);
+        lines
+    }
+
+    #[tokio::test]
+    async fn each_line_is_handed_over_once_and_whole() {
+        assert_eq!(lines("printf 'a\\n\\nb\\n'").await, ["a", "", "b"]);
+        assert_eq!(lines("printf 'a\\nb'").await, ["a", "b"], "the last one needs no end");
+        assert_eq!(lines("printf ''").await, [""; 0]);
+        assert_eq!(lines("printf '\\377x\\n'").await, ["\u{fffd}x"]);
+        assert_eq!(lines("printf be; sleep 0.05; printf 'gun\\nand'; sleep 0.05; printf ' so on\\n'").await, [
+            "begun",
+            "and so on"
+        ]);
+        // Many blocks, of lines that are longer and shorter than what a pipe hands over at once.
+        let long = lines("i=0; while [ $i -lt 300 ]; do printf '%0*d\\n' $((i * 97 + 1)) $i; i=$((i + 1)); done").await;
+        assert_eq!(long.len(), 300);
+        for (i, line) in long.iter().enumerate() {
+            assert_eq!((line.len(), line.trim_start_matches('0').parse().unwrap_or(0)), (i * 97 + 1, i));
         }
     }
 }

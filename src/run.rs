@@ -11,7 +11,7 @@ use crate::backend::iptables::apply::{self, Iptables};
 use crate::backend::iptables::compile::{Layout, NFACCT_INVALID_DROPPED, NFACCT_LOCALHOST_ACCEPTED};
 use crate::backend::iptables::netlink::{self, Counters};
 use crate::backend::iptables::nft;
-use crate::backend::iptables::tools::{Tools, Variant};
+use crate::backend::iptables::tools::{self, Tools, Variant};
 use crate::cluster::{ClusterState, Event};
 use crate::command::System;
 use crate::config::{self, Action, Api, Config, FileWatch, ProxyMode};
@@ -209,7 +209,7 @@ async fn iptables_tools(sysctls: &Sysctls) -> anyhow::Result<Vec<(IpFamily, Tool
             reasons.push("the kernel has IPv6 disabled".to_owned());
             continue;
         }
-        match Tools::probe_patiently(System, family).await {
+        match Tools::probe_patiently(System, family, tools::is_loaded).await {
             Ok(tools) => found.push((family, tools)),
             Err(error) => reasons.push(error.to_string()),
         }

@@ -29,6 +29,10 @@ pub struct Pipeline<B> {
     worker: Option<Worker<B>>,
 }
 
+/// How many Services that changed last come first where everything is to be looked at: more than change
+/// while the proxy is started anew, few enough that others do not wait for them.
+const PREFERRED: usize = 32;
+
 /// What became dirty since the last planning.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Dirty {
@@ -130,6 +134,9 @@ impl<B: Backend> Pipeline<B> {
             Scope::Everything if occasion == Occasion::Audit => Scope::Audit,
             scope => scope,
         };
+        if !matches!(scope, Scope::Services(_)) {
+            worker.backend.prefer(state.recent(PREFERRED));
+        }
         Some(Job { worker, occasion, scope })
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::Cluster;
+use crate::options::RulesLayout;
 use crate::rules::Rules;
 use crate::world::World;
 
@@ -25,8 +26,8 @@ pub struct Bare {
 }
 
 /// Programs everything, with so many Services in each input.
-pub fn start(world: &World, cluster: &Cluster, split: usize) -> Option<Bare> {
-    let rules = Rules::new(cluster);
+pub fn start(world: &World, cluster: &Cluster, layout: RulesLayout, split: usize) -> Option<Bare> {
+    let rules = Rules::new(cluster, layout);
     let inputs = rules.inputs(split);
     let before = crate::process::cpu(std::process::id()).1;
     let (began, mut longest) = (Instant::now(), Duration::ZERO);

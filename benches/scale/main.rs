@@ -80,7 +80,7 @@ fn main() -> ExitCode {
         figures.extend(measure(case, &options, dir.path()));
     }
     eprintln!("scale: {:.0} s", began.elapsed().as_secs_f64());
-    report::print(&figures::compared(&figures));
+    report::print(&figures::compared(&figures), options.rules);
     // How fast it is only a look at the table can tell; but it must have been measured, and the
     // rules must be right.
     let complaints = report::complaints(&cases, &figures);
@@ -99,6 +99,7 @@ fn measure(case: &Case, options: &Options, dir: &std::path::Path) -> Vec<Figure>
         services,
         endpoints,
         dual_stack: options.dual_stack,
+        rules: options.rules,
         sections: sections.clone(),
         limits: options.limits,
         bare,

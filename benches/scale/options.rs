@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::cluster::BIG;
 use crate::figures::Section;
 use crate::run::Limits;
@@ -13,6 +15,7 @@ WORDs choose what is measured; of each sort, without one: what targets are about
   section   start, change, churn, restart, memory
   tools     legacy, nft
   size      SERVICES or SERVICESxENDPOINTS, as 10000x10
+  layout    compact, bucketed: ferrule's optional layouts of rules
   scale     this bench and no other (for `make bench`)
 
 --quick        1,000 Services, and less of everything
@@ -39,8 +42,18 @@ pub struct Options {
     /// Words that mean nothing here.
     foreign: bool,
     pub dual_stack: bool,
+    pub rules: RulesLayout,
     pub smoke: bool,
     pub limits: Limits,
+}
+
+/// Where rules stand.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct RulesLayout {
+    /// `--ferrule-endpoint-layout=compact`
+    pub compact: bool,
+    /// `--ferrule-service-dispatch=bucketed`
+    pub bucketed: bool,
 }
 
 /// One variant and one size.
@@ -50,6 +63,16 @@ pub struct Case {
     pub services: usize,
     pub endpoints: usize,
     pub sections: Vec<Section>,
+}
+
+// === impl RulesLayout ===
+
+impl RulesLayout {
+    /// The flags that ask for it.
+    pub fn flags(self) -> impl Iterator<Item = &'static str> {
+        let compact = self.compact.then_some("--ferrule-endpoint-layout=compact");
+        compact.into_iter().chain(self.bucketed.then_some("--ferrule-service-dispatch=bucketed"))
+    }
 }
 
 // === impl Options ===
@@ -69,6 +92,7 @@ impl Options {
             sizes: Vec::new(),
             foreign: false,
             dual_stack: false,
+            rules: RulesLayout::default(),
             smoke: false,
             limits,
         };
@@ -83,6 +107,8 @@ impl Options {
                 "--test" => options.smoke = true,
                 "--help" | "-h" => return Err(USAGE.to_owned()),
                 "scale" => {}
+                "compact" => options.rules.compact = true,
+                "bucketed" => options.rules.bucketed = true,
                 _ if section.is_some() => options.sections.extend(section),
                 _ if variant.is_some() => options.variants.extend(variant),
                 _ if word.starts_with('-') => return Err(format!("scale: {word}?\n{USAGE}")),

@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{Cluster, cluster_ip};
+use crate::options::RulesLayout;
 use crate::process::Sampler;
 use crate::world::{METRICS, World, call};
 
@@ -66,7 +67,7 @@ impl Subject {
 
 impl Proxy {
     /// Starts it. Must be called on a thread that lives as long as the proxy shall.
-    pub fn start(subject: Subject, world: &World, api: &str) -> Proxy {
+    pub fn start(subject: Subject, world: &World, api: &str, rules: RulesLayout) -> Proxy {
         let mut command = world.command("setpriv");
         command
             // Ends with this process, even if that one is killed.
@@ -74,6 +75,7 @@ impl Proxy {
             .arg(subject.program())
             .args(["--master", api, "--config"])
             .arg(world.config())
+            .args(rules.flags().filter(|_| subject == Subject::Ferrule))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -4,13 +4,17 @@ use std::fs;
 use std::process::Command;
 
 use crate::figures::{Figure, Section, WRONG};
-use crate::options::Case;
+use crate::options::{Case, RulesLayout};
 use crate::proxy::Subject;
 use crate::world::Variant;
 
 /// Prints everything as Markdown.
-pub fn print(figures: &[Figure]) {
+pub fn print(figures: &[Figure], rules: RulesLayout) {
     println!("{}", machine());
+    let flags: Vec<&str> = rules.flags().collect();
+    if !flags.is_empty() {
+        println!("ferrule was started with {}; the bare tool writes the same rules.", flags.join(" "));
+    }
     let compared = figures.iter().any(|figure| figure.subject == Subject::KubeProxy);
     let (mut met, mut missed) = (0, 0);
     for section in Section::ALL {

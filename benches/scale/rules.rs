@@ -15,6 +15,10 @@ use ferrule::plan::build::{DetectLocal, NodePortSetting, Settings};
 use serde_json::Value;
 
 use crate::cluster::{Cluster, NODE, PODS, node};
+use crate::options::RulesLayout;
+
+/// What the names of chains that split KUBE-SERVICES begin with.
+const BUCKETS: &str = "KUBE-SVC-ADDR-";
 
 /// All rules of IPv4, taken apart by Service.
 pub struct Rules {
@@ -38,7 +42,7 @@ struct Piece {
 // === impl Rules ===
 
 impl Rules {
-    pub fn new(cluster: &Cluster) -> Rules {
+    pub fn new(cluster: &Cluster, layout: RulesLayout) -> Rules {
         let settings = Settings {
             node_name: NODE.into(),
             bind_address: None,
@@ -48,7 +52,8 @@ impl Rules {
             detect_local: DetectLocal::ClusterCidr(vec![PODS.parse().unwrap()]),
             external_ips: true,
         };
-        let iptables = apply::Settings { mark: 1 << 14, drop_invalid: true, layout: Layout::default() };
+        let layout = Layout { bucketed_services: layout.bucketed, compact_endpoints: layout.compact };
+        let iptables = apply::Settings { mark: 1 << 14, drop_invalid: true, layout };
         Rules::read(&render::iptables(events(cluster), &settings, &iptables, IpFamily::V4))
     }
 
@@ -63,8 +68,10 @@ impl Rules {
             if !nat {
                 continue;
             }
-            if let Some(chain) = target(line).filter(|chain| chain.starts_with("KUBE-SVC-"))
-                && line.contains(" KUBE-SERVICES ")
+            let is_service = |chain: &&str| chain.starts_with("KUBE-SVC-") && !chain.starts_with(BUCKETS);
+            let leads_there = |from: &str| from == "KUBE-SERVICES" || from.starts_with(BUCKETS);
+            if let Some(chain) = target(line).filter(is_service)
+                && self::chain(line).is_some_and(leads_there)
             {
                 let ip = line.split(" -d ").nth(1).and_then(|rest| rest.split(['/', ' ']).next()).unwrap_or_default();
                 at.insert(chain.to_owned(), services.len());

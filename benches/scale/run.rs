@@ -14,6 +14,7 @@ use crate::api::{Api, Kind};
 use crate::bare::{self, Bare};
 use crate::cluster::{BIG_IP, Cluster, DNS, KUBERNETES, cluster_ip};
 use crate::figures::{self, Figure, Section, Unit};
+use crate::options::RulesLayout;
 use crate::process::{Usage, await_quiet_machine};
 use crate::proxy::{Proxy, Subject};
 use crate::rules::Rules;
@@ -28,6 +29,7 @@ pub struct Order {
     pub services: usize,
     pub endpoints: usize,
     pub dual_stack: bool,
+    pub rules: RulesLayout,
     pub sections: Vec<Section>,
     pub limits: Limits,
     /// The bare tool's best start.
@@ -69,7 +71,7 @@ pub fn obey(order: Order) {
     let world = World::enter(order.variant, &order.dir);
     let cluster = Cluster::new(order.services, order.endpoints, order.dual_stack);
     if let Some(split) = order.split {
-        println!("{}", serde_json::to_string(&bare::start(&world, &cluster, split)).unwrap());
+        println!("{}", serde_json::to_string(&bare::start(&world, &cluster, order.rules, split)).unwrap());
         return;
     }
     world.wire();
@@ -153,7 +155,7 @@ impl Run {
     /// Into an empty kernel.
     fn start(&mut self) -> bool {
         let probers = [KUBERNETES, DNS].map(first_answer);
-        self.proxy = Some(Proxy::start(self.order.subject, &self.world, &self.api.url()));
+        self.proxy = Some(Proxy::start(self.order.subject, &self.world, &self.api.url(), self.order.rules));
         let (cluster, limit) = (&self.cluster, self.order.limits.rules);
         let proxy = self.proxy.as_mut().unwrap();
         let (started, done) = (proxy.started, proxy.await_rules(cluster, limit));
@@ -199,7 +201,7 @@ impl Run {
 
     /// One endpoint after the other is replaced, and the bare tool does the like to other Services.
     fn change(&mut self) {
-        let rules = (self.order.subject == Subject::Ferrule).then(|| Rules::new(&self.cluster));
+        let rules = (self.order.subject == Subject::Ferrule).then(|| Rules::new(&self.cluster, self.order.rules));
         let half = self.cluster.services / 2;
         let (mut times, mut bare, mut own, mut tools) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut stages = [(0.0, 0.0); 2];
@@ -337,7 +339,7 @@ impl Run {
             }
             await_quiet_machine(Duration::from_secs(10));
             let prober = keep_calling(cluster_ip(self.cluster.services / 2));
-            self.proxy = Some(Proxy::start(self.order.subject, &self.world, &self.api.url()));
+            self.proxy = Some(Proxy::start(self.order.subject, &self.world, &self.api.url(), self.order.rules));
             let (started, limit) = (self.proxy().started, self.order.limits.rules);
             if let Some((after, name)) = change {
                 thread::sleep((started + Duration::from_millis(after)).saturating_duration_since(Instant::now()));

@@ -71,7 +71,7 @@ struct Found {
 /// Removes the chains and jumps of a family, those of ipvs mode as well if `has_ipvs`. A family
 /// without tools, or without the kernel's nat table, has none.
 pub(super) async fn remove<R: Run + Clone>(run: &R, family: IpFamily, has_ipvs: bool) -> Complaints {
-    let tools = match Tools::probe_patiently(run.clone(), family).await {
+    let tools = match Tools::probe_patiently(run.clone(), family, |_| false).await {
         Ok(tools) => tools,
         Err(error) if error.is_not_installed() => return Vec::new(),
         Err(error) => {

@@ -23,6 +23,8 @@ struct Filed {
     /// Fingerprint of its trigger time: a slice that says anew when it changed has changed, though none of
     /// its endpoints have. If two times are taken for the same, no more than a latency is not measured.
     trigger: u32,
+    /// [`EndpointSlice::version`]
+    version: u64,
 }
 
 /// An endpoint of one Service port, merged from all slices.
@@ -53,18 +55,25 @@ impl Slices {
         self.0.iter().map(|filed| &filed.slice).filter(move |slice| slice.family == family)
     }
 
+    /// The greatest version of its slices.
+    pub(super) fn version(&self) -> u64 {
+        self.0.iter().map(|filed| filed.version).max().unwrap_or_default()
+    }
+
     /// Files a slice; says which families that changes, `None` if the same was there already.
-    pub(super) fn put(&mut self, slice: EndpointSlice, trigger: u32, seen: u32) -> Option<Families> {
+    pub(super) fn put(&mut self, mut slice: EndpointSlice, trigger: u32, seen: u32) -> Option<Families> {
         let family = slice.family;
+        // A version alone is no change.
+        let version = std::mem::take(&mut slice.version);
         match self.0.binary_search_by(|filed| filed.slice.name.cmp(&slice.name)) {
             Err(at) => {
-                self.0.insert(at, Filed { slice: Arc::new(slice), seen, trigger });
+                self.0.insert(at, Filed { slice: Arc::new(slice), seen, trigger, version });
                 Some(Families::Only(family))
             }
             Ok(at) => match self.0.get_mut(at) {
                 None => None,
                 Some(filed) => {
-                    filed.seen = seen;
+                    (filed.seen, filed.version) = (seen, version);
                     let same_trigger = std::mem::replace(&mut filed.trigger, trigger) == trigger;
                     if same_trigger && *filed.slice == slice {
                         return None;

@@ -37,6 +37,7 @@ fn slice_of(service: &str, name: &str, endpoints: &[(u8, Conditions)]) -> Arc<En
         ports: [SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
         endpoints: endpoints.iter().map(endpoint).collect(),
         trigger_time: None,
+        version: 0,
     })
 }
 
@@ -207,4 +208,25 @@ fn a_node_about_to_go_changes_no_rules() {
     }
     let moved = Node { addresses: vec![[10, 0, 0, 8].into()], draining: true, ..node };
     assert_eq!(state.apply(Event::Node(Arc::new(moved))), Changed::Node);
+}
+
+#[test]
+fn what_changed_last_is_known() {
+    let mut state = ClusterState::new();
+    let versioned = |service: &str, name: &str, version: u64| {
+        let mut slice = Arc::unwrap_or_clone(slice_of(service, name, &[(1, READY)]));
+        slice.version = version;
+        Event::EndpointSlice(Arc::new(slice))
+    };
+    for (service, name, version) in [("a", "a-1", 5), ("b", "b-1", 90), ("c", "c-1", 7), ("c", "c-2", 100)] {
+        state.apply(versioned(service, name, version));
+    }
+    state.apply(slice("d", "d-1", 1));
+    let recent = |state: &ClusterState, count| -> Vec<String> {
+        state.recent(count).into_iter().map(|name| name.name.to_string()).collect()
+    };
+    assert_eq!(recent(&state, 2), ["b", "c"]);
+    assert_eq!(recent(&state, 9), ["a", "b", "c"], "of the last one no version is known");
+    assert_eq!(state.apply(versioned("a", "a-1", 101)), Changed::Nothing, "a version alone is no change");
+    assert_eq!(recent(&state, 1), ["a"]);
 }

@@ -27,6 +27,9 @@ pub struct EndpointSlice {
     pub endpoints: Endpoints,
     /// Value of [`TRIGGER_TIME_ANNOTATION`] as written (RFC 3339), for the latency metric.
     pub trigger_time: Option<Box<str>>,
+    /// `metadata.resourceVersion` as a number: a slice with a greater one changed later. (Kubernetes promises
+    /// that from 1.35 on, and API servers did so before.) 0 without one.
+    pub version: u64,
 }
 
 /// One port of a slice.
@@ -193,6 +196,7 @@ impl EndpointSlice {
             ports: ports.into(),
             endpoints: endpoints.into_iter().collect(),
             trigger_time: meta.annotations.get(TRIGGER_TIME_ANNOTATION).map(Into::into),
+            version: meta.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default(),
         };
         (Some(slice), problems)
     }

@@ -191,6 +191,7 @@ fn slice(i: usize, endpoints: u8) -> Arc<EndpointSlice> {
             })
             .collect(),
         trigger_time: None,
+        version: 0,
     })
 }
 

@@ -189,6 +189,7 @@ pub(crate) fn plain_service(i: usize, endpoints: u16) -> (Service, EndpointSlice
         ports: [SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
         endpoints: (1..=endpoints).map(endpoint).collect(),
         trigger_time: None,
+        version: 0,
     };
     (service, slice)
 }
@@ -267,6 +268,7 @@ fn slice(i: usize, n: usize) -> impl Strategy<Value = EndpointSlice> {
                 .collect(),
             endpoints: endpoints.into_iter().collect(),
             trigger_time: None,
+            version: 0,
         })
     })
 }

@@ -91,6 +91,7 @@ impl Case {
             ports: [SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
             endpoints: endpoints.collect(),
             trigger_time: None,
+            version: 0,
         };
         let addresses = vec![NODE_IP.parse().unwrap()];
         let node = Node { name: "n0".into(), zone: Some("z0".into()), addresses, ..Node::default() };

@@ -331,10 +331,10 @@ async fn started(
     layout: Layout,
     pieces: Pieces,
 ) -> Pipeline<Iptables<FakeKernel>> {
-    let mut tools = Tools::probe(kernel.clone(), family).await;
+    let mut tools = Tools::probe(kernel.clone(), family, |_| false).await;
     for _ in 0..10 {
         if tools.is_err() {
-            tools = Tools::probe(kernel.clone(), family).await;
+            tools = Tools::probe(kernel.clone(), family, |_| false).await;
         }
     }
     let mode = Mode { mark: 0x4000, drop_invalid: true, layout };

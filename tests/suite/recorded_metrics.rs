@@ -314,7 +314,7 @@ async fn counts_of_rules_are_those_of_kube_proxy() {
     objects.apply("objects/all.yaml");
     for family in IpFamily::BOTH {
         let kernel = FakeKernel::new(Variant::Legacy);
-        let tools = Tools::probe(kernel.clone(), family).await.unwrap();
+        let tools = Tools::probe(kernel.clone(), family, |_| false).await.unwrap();
         let mode = Mode { mark: config.masquerade_mark, drop_invalid: true, layout: Layout::default() };
         let mut backend = Iptables::new(tools, mode, || Counters { invalid_dropped: true, localhost_accepted: true });
         let first = plan(&objects, &config, family);

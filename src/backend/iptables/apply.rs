@@ -24,7 +24,7 @@ use super::snapshot::Snapshot;
 use super::tools::{RestoreError, Tools, Variant};
 use crate::backend::{ApplyError, Backend, Intact, Report, Scope};
 use crate::command::Run;
-use crate::model::ServicePortName;
+use crate::model::{ServiceName, ServicePortName};
 use crate::plan::{NodePlan, Plan};
 
 /// More endpoints than this in the cluster, and rules of endpoints carry no comments.
@@ -62,6 +62,8 @@ pub struct Iptables<R> {
     /// Looks at the kernel so far.
     looks: usize,
     applied: Applied,
+    /// Services that changed last, as of the last sync about everything.
+    recent: Arc<BTreeSet<ServiceName>>,
     piece: Piece,
     /// What is not finished.
     round: Option<Round>,
@@ -118,6 +120,7 @@ impl<R: Run> Iptables<R> {
             large: false,
             looks: 0,
             applied,
+            recent: Arc::default(),
             piece,
             round: None,
             chains: None,
@@ -194,8 +197,8 @@ impl<R: Run> Iptables<R> {
             self.feed(std::mem::take(&mut batch), turn, began).await?;
             began = Instant::now();
         }
-        if !turn.round.has_seen_all() {
-            self.await_listing(turn).await?;
+        if !turn.round.has_seen_all() && !self.await_listing(turn).await? {
+            return Ok(Progress::Unfinished);
         }
         let chains_first = self.writes_chains_first(turn);
         // Little by little: how much there is to write shows only when it is compared.
@@ -230,7 +233,9 @@ impl<R: Run> Iptables<R> {
         let mut batch = Batch::default();
         self.applied.stage_last_base(turn, &mut batch);
         self.write(batch, turn, began).await?;
-        self.await_listing(turn).await?;
+        if !self.await_listing(turn).await? {
+            return Ok(Progress::Unfinished);
+        }
         if self.remove_left_rules(turn, piece).await? == Progress::Unfinished
             || self.remove_left_chains(turn, piece).await? == Progress::Unfinished
         {
@@ -382,7 +387,7 @@ impl<R: Run> Backend for Iptables<R> {
             }
             None => {
                 let restyled = self.applied.services.values().next().is_some_and(|applied| *applied.style != *style);
-                let mut round = Round::new(style, base);
+                let mut round = Round::new(style, base, self.recent.clone());
                 if whole {
                     let refused = std::mem::take(&mut self.applied.refused);
                     round.apart.extend(refused.into_keys().map(|name| vec![name]));
@@ -444,6 +449,10 @@ impl<R: Run> Backend for Iptables<R> {
         report.set_aside = self.applied.refused.len();
         report.holds = self.applied.rules;
         Ok(report)
+    }
+
+    fn prefer(&mut self, recent: BTreeSet<ServiceName>) {
+        self.recent = Arc::new(recent);
     }
 
     async fn check(&mut self) -> Result<Intact, ApplyError> {

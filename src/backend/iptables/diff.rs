@@ -343,7 +343,9 @@ pub fn base(old: &BaseRules, new: &BaseRules) -> Changes {
 pub fn base_from_snapshot(new: &BaseRules, snapshot: &mut Snapshot) -> Changes {
     let mut changes = Changes { holds: count_base(new), ..Changes::default() };
     for table in [Table::Mangle, Table::Filter, Table::Nat] {
-        changes.create.push((table, names::CANARY));
+        if !snapshot.has_chain(table, &names::CANARY) {
+            changes.create.push((table, names::CANARY));
+        }
     }
     let jump_targets = JUMPS.iter().map(|jump| (jump.table, ChainName::from(jump.to)));
     let shared = Shared::of(new.layout).map(|shared| (shared.table(), shared.chain()));

@@ -7,7 +7,7 @@ use super::compile::{BaseRules, Style};
 use super::names::ChainName;
 use super::snapshot::Snapshot;
 use crate::backend::Report;
-use crate::model::ServicePortName;
+use crate::model::{ServiceName, ServicePortName};
 use crate::plan::Plan;
 
 /// One sync under way, or one piece of it.
@@ -22,6 +22,8 @@ pub(super) struct Turn<'a> {
 pub(super) struct Round {
     pub(super) style: Arc<Style>,
     pub(super) base: BaseRules,
+    /// Services that changed last.
+    recent: Arc<BTreeSet<ServiceName>>,
     /// Whether what must be learnt from the kernel first was learnt, and the base is written.
     pub(super) begun: bool,
     /// Whether all Service ports are written, so that the base need no longer serve what they were before.
@@ -77,10 +79,11 @@ impl Turn<'_> {
 
 impl Round {
     /// Nothing to look at yet.
-    pub(super) fn new(style: Arc<Style>, base: BaseRules) -> Round {
+    pub(super) fn new(style: Arc<Style>, base: BaseRules, recent: Arc<BTreeSet<ServiceName>>) -> Round {
         Round {
             style,
             base,
+            recent,
             begun: false,
             settled: false,
             snapshot: None,
@@ -100,7 +103,7 @@ impl Round {
     pub(super) fn restart<'a>(&mut self, names: impl Iterator<Item = &'a ServicePortName>) {
         let apart: BTreeSet<&ServicePortName> = self.apart.iter().flatten().collect();
         let names = names.filter(|name| !apart.contains(name));
-        self.pending = names.map(|name| (importance(name), name.clone())).collect();
+        self.pending = names.map(|name| (self.importance(name), name.clone())).collect();
         (self.begun, self.settled, self.snapshot, self.listing) = (false, false, None, Listing::Read);
         self.unhooked.clear();
         self.left_chains = None;
@@ -138,9 +141,13 @@ impl Round {
         std::mem::take(&mut self.pending).into_iter().map(|(_, name)| name).collect()
     }
 
+    fn importance(&self, name: &ServicePortName) -> u8 {
+        importance(name, &self.recent)
+    }
+
     /// Whether this Service port is looked at for the first time, as it is now.
     pub(super) fn looks_at(&mut self, name: &ServicePortName) -> bool {
-        let mut fresh = self.pending.remove(&(importance(name), name.clone()));
+        let mut fresh = self.pending.remove(&(self.importance(name), name.clone()));
         for group in &mut self.apart {
             let before = group.len();
             group.retain(|known| known != name);
@@ -150,15 +157,17 @@ impl Round {
     }
 }
 
-/// Rank of Services whose loss would stop everything else: the API server's, and DNS.
-pub(super) const IMPORTANT: u8 = 1;
+/// Rank of Services whose loss would stop everything else, the API server's and DNS, and of those that
+/// changed last: they may be out of date.
+pub(super) const IMPORTANT: u8 = 2;
 
 /// Rank of a Service port: lower ones are written first.
-pub(super) fn importance(name: &ServicePortName) -> u8 {
+fn importance(name: &ServicePortName, recent: &BTreeSet<ServiceName>) -> u8 {
     match (&*name.service.namespace, &*name.service.name, &*name.port) {
         ("default", "kubernetes", _) => 0,
         ("kube-system", service, _) if service.contains("dns") => 1,
         (_, _, "dns" | "dns-tcp") => 1,
-        _ => 2,
+        _ if recent.contains(&name.service) => 2,
+        _ => 3,
     }
 }

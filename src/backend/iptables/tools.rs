@@ -24,11 +24,13 @@ const PROBES: usize = 3;
 const PROBE_PAUSE: Duration = Duration::from_millis(500);
 
 /// Chains of ours with rules that belong to no Service.
-const FIXED: [(Table, ChainName); 4] = [
+const FIXED: [(Table, ChainName); 6] = [
     (Table::Nat, names::POSTROUTING),
     (Table::Nat, names::MARK_MASQ),
+    (Table::Nat, names::CANARY),
     (Table::Filter, names::FORWARD),
     (Table::Filter, names::FIREWALL),
+    (Table::Filter, names::CANARY),
 ];
 
 /// The programs of one family.
@@ -101,8 +103,14 @@ impl<R: Run> Tools<R> {
     ///
     /// `iptables` is whatever it is on this system; where there is none, but the variants are there
     /// under their full names, the one that the host uses. (kube-proxy: `iptables-wrapper`.)
-    pub async fn probe(run: R, family: IpFamily) -> Result<Tools<R>, ApplyError> {
+    ///
+    /// `is_there` may know without a program that the legacy kernel has the table: these programs read
+    /// the whole of it whatever they are asked. [`is_loaded`] does.
+    pub async fn probe(run: R, family: IpFamily, is_there: fn(IpFamily) -> bool) -> Result<Tools<R>, ApplyError> {
         let (tools, _) = Tools::find(run, family).await?;
+        if tools.features.variant == Variant::Legacy && is_there(family) {
+            return Ok(tools);
+        }
         let args = ["-w", "5", "-S", "POSTROUTING", "-t", "nat"];
         let output = tools.run.run(tools.command("", &args), &mut |_| {}).await?;
         if output.success() {
@@ -117,13 +125,17 @@ impl<R: Run> Tools<R> {
 
     /// The same, but a failure that may pass is looked at again: a family that is there must not be
     /// given up because of a bad moment.
-    pub async fn probe_patiently(run: R, family: IpFamily) -> Result<Tools<R>, ApplyError>
+    pub async fn probe_patiently(
+        run: R,
+        family: IpFamily,
+        is_there: fn(IpFamily) -> bool,
+    ) -> Result<Tools<R>, ApplyError>
     where
         R: Clone,
     {
         let mut tries = 1;
         loop {
-            match Tools::probe(run.clone(), family).await {
+            match Tools::probe(run.clone(), family, is_there).await {
                 Err(error) if tries < PROBES && !error.is_not_installed() => {
                     tracing::debug!(%family, %error, "trying again");
                     tries += 1;
@@ -237,10 +249,10 @@ impl<R: Run> Tools<R> {
     }
 
     /// Reads every chain of the nat and filter tables that is no Service port's own, one by one: those
-    /// of others may be many.
-    pub async fn read_fixed(&self) -> Result<Snapshot, ApplyError> {
+    /// of others may be many. Of the shared chains, the ones that are wanted.
+    pub async fn read_fixed(&self, is_wanted: fn(&Shared) -> bool) -> Result<Snapshot, ApplyError> {
         let mut snapshot = Snapshot::new(true);
-        let shared = Shared::ALWAYS.into_iter().map(|shared| (shared.table(), shared.chain()));
+        let shared = Shared::ALWAYS.into_iter().filter(is_wanted).map(|shared| (shared.table(), shared.chain()));
         let built_in = JUMPS.iter().map(|jump| (jump.table, ChainName::from(jump.from)));
         for (table, chain) in FIXED.into_iter().chain(shared).chain(built_in).collect::<BTreeSet<_>>() {
             snapshot.begin(table);
@@ -314,6 +326,17 @@ impl<R: Run> Tools<R> {
             false => ApplyError::Failed { program, detail: format!("{detail} (exit code {})", output.code) },
         }
     }
+}
+
+/// Whether the legacy kernel has the nat table of a family in the network namespace of the calling
+/// thread. (kernel: `xt_proto_init`; a table comes into being when it is first asked for.)
+pub fn is_loaded(family: IpFamily) -> bool {
+    let file = match family {
+        IpFamily::V4 => "/proc/thread-self/net/ip_tables_names",
+        IpFamily::V6 => "/proc/thread-self/net/ip6_tables_names",
+    };
+    let tables = std::fs::read_to_string(file).unwrap_or_default();
+    tables.lines().any(|table| table == Table::Nat.as_str())
 }
 
 /// How long a restore may take: many times what a slow node needs for so much (160,000 rules in one

@@ -233,7 +233,7 @@ fn slice(seed: &mut Unstructured<'_>) -> Result<EndpointSlice> {
         Ok(SlicePort { name, protocol, port: *seed.choose(&[80, 8080, 8, u16::MAX])? })
     })?;
     let endpoints = some(seed, 3, |seed| endpoint(seed, family))?.into_iter().collect();
-    Ok(EndpointSlice { service, name, family, ports, endpoints, trigger_time: None })
+    Ok(EndpointSlice { service, name, family, ports, endpoints, trigger_time: None, version: 0 })
 }
 
 fn endpoint(seed: &mut Unstructured<'_>, family: IpFamily) -> Result<Endpoint> {

@@ -219,7 +219,8 @@ impl Follower {
             .into_iter()
             .filter_map(|object| {
                 let object = wire::EndpointSlice::deserialize(&object).expect("an EndpointSlice");
-                EndpointSlice::from_wire(&object, NODE).0
+                // Versions are kept apart: one alone is no change.
+                EndpointSlice::from_wire(&object, NODE).0.map(|slice| EndpointSlice { version: 0, ..slice })
             })
             .filter(|slice| services.iter().any(|service| service.name == slice.service))
             .collect();

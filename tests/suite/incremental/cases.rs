@@ -3,18 +3,20 @@
 use std::time::Duration;
 
 use ferrule::backend::ApplyError;
+use ferrule::backend::iptables::apply::Piece;
 use ferrule::backend::iptables::compile::{Layout, Shared};
 use ferrule::backend::iptables::diff::JUMPS;
 use ferrule::backend::iptables::ruleset::Table;
+use ferrule::backend::iptables::tools::Tools;
 use ferrule::command::Output;
-use ferrule::command::fake::{Fault, Refusal, Tables, Variant};
+use ferrule::command::fake::{FakeKernel, Fault, Refusal, Tables, Variant};
 use ferrule::net::IpFamily;
 use ferrule::plan::build::Settings;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
-use super::pieces::UNREADABLE;
+use super::pieces::{Pieces, UNREADABLE};
 use super::{Rig, Start, Step, assert_same, clusters, fresh, runtime};
 
 /// What most proxies are given.
@@ -355,6 +357,71 @@ fn rules_of_others_in_shared_chains_go() {
                 rig.sync().await.unwrap();
                 assert_same(&rig.tables(), &before);
             }
+        });
+    }
+}
+
+/// A proxy that is started over rules that are right writes nothing to the tables that it reads: with the
+/// legacy tools, whatever is written costs a copy of the whole table.
+#[test]
+fn what_is_right_is_not_written_at_a_restart() {
+    let starts = VARIANTS.into_iter().flat_map(|variant| IpFamily::BOTH.map(|family| (variant, family)));
+    for ((variant, family), layout) in starts.flat_map(|start| clusters::LAYOUTS.map(|layout| (start, layout))) {
+        // Over netlink a chain without rules looks like none: empty buckets are declared again, which loses nothing.
+        if layout.bucketed_services && variant == Variant::Nft {
+            continue;
+        }
+        runtime().block_on(async {
+            let (_, _, settings, node, _) = usual(variant);
+            let mut rig = Rig::after((variant, family, settings, node, layout), &[]).await;
+            (0..3).for_each(|i| rig.put_plain(i, 2));
+            rig.sync().await.unwrap();
+            rig.step(&Step::Restart(rig.settings.clone(), layout)).await;
+            rig.kernel.take_calls();
+            rig.sync().await.unwrap();
+            assert_eq!(sent(&rig), ["*mangle", ":KUBE-PROXY-CANARY - [0:0]", "COMMIT"], "{variant:?} {layout:?}");
+        });
+    }
+}
+
+/// Where everything is to be looked at, piece by piece, what changed last does not wait for the others.
+#[test]
+fn what_changed_last_comes_first() {
+    const SERVICES: usize = 80;
+    let piece = Pieces::Small(Piece { lines: 20, chains: 8, hooks: 20, bytes: 1_000 });
+    runtime().block_on(async {
+        let mut rig = Rig::after_in((usual(Variant::Nft), piece), &[]).await;
+        rig.pipeline.mark_everything();
+        for i in 0..SERVICES {
+            let (service, mut slice) = clusters::plain_service(i, 2);
+            // Names sort otherwise.
+            slice.version = if i == 77 { 1_000 } else { 100 };
+            rig.put(i, Some(&service), &[slice]);
+        }
+        assert!(rig.piece().await.unwrap().remaining > 0);
+        let has = |rig: &Rig, i: usize| rig.tables().to_string().contains(&format!("ns/svc{i}:http cluster IP"));
+        assert!(has(&rig, 77));
+        let there = (0..SERVICES).filter(|i| has(&rig, *i)).count();
+        assert!(there < SERVICES / 2, "{there} of all");
+        rig.sync().await.unwrap();
+        assert_same(&rig.tables(), &fresh(&rig).await);
+    });
+}
+
+/// The legacy programs read the whole table whatever they are asked: whether it is there is not asked of
+/// them if it is known.
+#[test]
+fn a_table_that_is_known_is_not_asked_for() {
+    for (variant, is_there, asked) in [
+        (Variant::Legacy, true, 1),
+        (Variant::Legacy, false, 2),
+        (Variant::Nft, true, 2),
+    ] {
+        runtime().block_on(async {
+            let kernel = FakeKernel::new(variant);
+            let known: fn(IpFamily) -> bool = if is_there { |_| true } else { |_| false };
+            Tools::probe(kernel.clone(), IpFamily::V4, known).await.unwrap();
+            assert_eq!(kernel.take_calls().len(), asked, "{variant:?}");
         });
     }
 }

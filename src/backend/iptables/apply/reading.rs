@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::super::applied::Interrupted;
 use super::super::compile::{self, Layout, Shared};
@@ -17,6 +18,9 @@ use crate::backend::ApplyError;
 use crate::command::Run;
 use crate::model::ServicePortName;
 
+/// How long a piece of a sync waits for names of chains.
+const PATIENCE: Duration = Duration::from_millis(20);
+
 impl<R: Run> Iptables<R> {
     /// Reads the nat and filter tables. The nft programs' listing takes minutes where there are many chains,
     /// so that those of Service ports are read from the kernel directly, if that is possible, and when they
@@ -26,15 +30,17 @@ impl<R: Run> Iptables<R> {
             round.snapshot = Some(self.tools.read_all().await?);
             return Ok(());
         };
-        let mut snapshot = self.tools.read_fixed().await?;
-        if round.style.layout.or(snapshot.layout()).bucketed_services {
-            let (read, result) = self.read_chains(snapshot, chains.clone(), dispatch()).await?;
-            if let Err(error) = result {
-                tracing::debug!(%error, "cannot read chains over netlink; asking the iptables programs");
-                round.snapshot = Some(self.tools.read_all().await?);
-                return Ok(());
-            }
-            snapshot = read;
+        // The one that is big, and is never empty.
+        let fixed = self.tools.read_fixed(|shared| *shared != Shared::NatServices).await?;
+        let services = vec![Shared::NatServices.chain()];
+        let (mut snapshot, mut result) = self.read_chains(fixed, chains.clone(), services).await?;
+        if result.is_ok() && round.style.layout.or(snapshot.layout()).bucketed_services {
+            (snapshot, result) = self.read_chains(snapshot, chains.clone(), dispatch()).await?;
+        }
+        if let Err(error) = result {
+            tracing::debug!(%error, "cannot read chains over netlink; asking the iptables programs");
+            round.snapshot = Some(self.tools.read_all().await?);
+            return Ok(());
         }
         round.snapshot = Some(snapshot);
         self.listing = Some(tokio::task::spawn_blocking(move || own_chains(&*chains)));
@@ -80,13 +86,13 @@ impl<R: Run> Iptables<R> {
         let reading = tokio::task::spawn_blocking(move || {
             let mut unclear = BTreeSet::new();
             let result = chains.rules(&names, &mut |chain, rule| {
-                let Some(byte) = names::byte_of_addresses(chain.as_str()) else {
+                let Some(shared) = Shared::named(Table::Nat, chain.as_str()) else {
                     return snapshot.add_own(Table::Nat, chain.clone(), rule);
                 };
                 snapshot.declare(Table::Nat, chain.clone());
                 match rule {
                     Some(rule) => snapshot.rule(Table::Nat, chain.as_str(), rule),
-                    None => _ = unclear.insert(Shared::NatBucket(byte)),
+                    None => _ = unclear.insert(shared),
                 }
             });
             (snapshot, unclear, result)
@@ -104,16 +110,21 @@ impl<R: Run> Iptables<R> {
         Ok((snapshot, result))
     }
 
-    /// Waits for the names of all chains of Service ports.
-    pub(super) async fn await_listing(&mut self, turn: &mut Turn<'_>) -> Result<(), Interrupted> {
-        let Some(listing) = self.listing.take().filter(|_| matches!(turn.round.listing, Listing::Running)) else {
-            return Ok(());
-        };
-        match listing.await.unwrap_or_else(|panic| Err(panic.into())) {
+    /// Waits for the names of all chains of Service ports, but no longer than what has changed meanwhile may
+    /// have to wait: false if they are still being listed.
+    pub(super) async fn await_listing(&mut self, turn: &mut Turn<'_>) -> Result<bool, Interrupted> {
+        if !matches!(turn.round.listing, Listing::Running) {
+            self.listing = None;
+            return Ok(true);
+        }
+        let Some(listing) = &mut self.listing else { return Ok(true) };
+        let Ok(names) = tokio::time::timeout(PATIENCE, &mut *listing).await else { return Ok(false) };
+        self.listing = None;
+        match names.unwrap_or_else(|panic| Err(panic.into())) {
             Ok(names) => turn.round.listing = Listing::Known(names),
             Err(error) => return Err(Interrupted::Unlisted(error.to_string())),
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Reads the chains of these Service ports, if they are not known.
