@@ -24,8 +24,10 @@ pub(super) async fn remove<R: Run>(run: &R, family: IpFamily) -> Result<(), Stri
         IpFamily::V6 => "ip6 kube-proxy",
     };
     let feed = |args: &[&str], text: String| Command::new("nft", args).with_stdin(text.into_bytes());
-    let try_out = feed(&["--check", "-f", "-"], format!("add table {table}\n"));
-    if !ask(run, try_out).await?.is_some_and(|(output, _)| output.success()) {
+    // What could be made is not there. To list tables, or to delete one that is not there, nft first reads
+    // all that there is in all of them: on a big node that takes a second and a hundred MiB, or minutes.
+    let try_out = feed(&["--check", "-f", "-"], format!("create table {table}\n"));
+    if !ask(run, try_out).await?.is_some_and(|(output, _)| output.stderr.contains("File exists")) {
         return Ok(());
     }
     match ask(run, feed(&["-f", "-"], format!("delete table {table}\n"))).await? {

@@ -175,7 +175,8 @@ async fn tables_of_nftables_mode() {
     let deletes = |node: &Node| node.asked().into_iter().filter(|asked| asked.contains("delete")).collect::<Vec<_>>();
     let both = ["nft -f - < delete table ip kube-proxy", "nft -f - < delete table ip6 kube-proxy"];
     let version = ("nft --version", 0, "nftables v1.0.6 (Lester Gooch #5)", "");
-    let check = ("nft --check", 0, "", "");
+    let exists = "/dev/stdin:1:14-23: Error: Could not process rule: File exists\ncreate table ip kube-proxy\n";
+    let check = ("nft --check", 1, "", exists);
 
     let node = Node::new(None, &[version, check, ("nft -f -", 0, "", "")]);
     assert_eq!(Cleaner::new(node.clone(), "/nowhere").nftables().await, Vec::<String>::new());
@@ -192,9 +193,10 @@ async fn tables_of_nftables_mode() {
     assert_eq!(complaints.len(), 2, "{complaints:?}");
     assert!(complaints[0].contains("table ip kube-proxy") && complaints[0].contains("not permitted"), "{complaints:?}");
 
-    // Too old, or a kernel that has none.
+    // Too old, a kernel that has none, or no such table.
     let old = ("nft --version", 0, "nftables v1.0.0 (Fearless Fosdick #2)", "");
-    for script in [vec![old, check], vec![version, ("nft --check", 1, "", "Protocol not supported")]] {
+    let unable = ("nft --check", 1, "", "Protocol not supported");
+    for script in [vec![old, check], vec![version, unable], vec![version, ("nft --check", 0, "", "")]] {
         let node = Node::new(None, &script);
         assert_eq!(node.clean(nowhere().path()).await, Vec::<String>::new());
         assert_eq!(deletes(&node), Vec::<String>::new());
