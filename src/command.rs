@@ -255,10 +255,10 @@ mod tests {
         assert_eq!(lines("printf 'a\\nb'").await, ["a", "b"], "the last one needs no end");
         assert_eq!(lines("printf ''").await, [""; 0]);
         assert_eq!(lines("printf '\\377x\\n'").await, ["\u{fffd}x"]);
-        assert_eq!(lines("printf be; sleep 0.05; printf 'gun\\nand'; sleep 0.05; printf ' so on\\n'").await, [
-            "begun",
-            "and so on"
-        ]);
+        assert_eq!(
+            lines("printf be; sleep 0.05; printf 'gun\\nand'; sleep 0.05; printf ' so on\\n'").await,
+            ["begun", "and so on"]
+        );
         // Many blocks, of lines that are longer and shorter than what a pipe hands over at once.
         let long = lines("i=0; while [ $i -lt 300 ]; do printf '%0*d\\n' $((i * 97 + 1)) $i; i=$((i + 1)); done").await;
         assert_eq!(long.len(), 300);

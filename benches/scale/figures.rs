@@ -28,6 +28,7 @@ pub enum Section {
     Churn,
     Restart,
     Memory,
+    Compile,
 }
 
 /// What a figure counts.
@@ -51,7 +52,8 @@ pub enum Target {
 // === impl Section ===
 
 impl Section {
-    pub const ALL: [Section; 5] = [Section::Start, Section::Change, Section::Churn, Section::Restart, Section::Memory];
+    pub const ALL: [Section; 6] =
+        [Section::Start, Section::Change, Section::Churn, Section::Restart, Section::Memory, Section::Compile];
 
     /// By this it is chosen on the command line.
     pub fn name(self) -> &'static str {
@@ -61,6 +63,7 @@ impl Section {
             Section::Churn => "churn",
             Section::Restart => "restart",
             Section::Memory => "memory",
+            Section::Compile => "compile",
         }
     }
 
@@ -71,6 +74,7 @@ impl Section {
             Section::Churn => "20 slice changes per second",
             Section::Restart => "Restart over rules that are right",
             Section::Memory => "Memory",
+            Section::Compile => "Compile from nothing, without a kernel",
         }
     }
 }
@@ -133,6 +137,7 @@ pub const CHILD: &str = "largest program it ran";
 pub const CHURN_CPU: &str = "CPU in total";
 pub const CHURN_LAG: &str = "lag of the last change";
 pub const WRONG: &str = "Services that do not lead to their endpoints";
+pub const COMPILE: &str = "plan and rules of one family: CPU";
 pub const ROLLING: &str = "rolling update of 1,000 endpoints: slowest step";
 
 /// Figures that come of comparing sizes: whether what one change costs depends on the cluster.
@@ -178,6 +183,7 @@ impl Figure {
             CHURN_CPU if nft && big => Some(Target::Value(2.8)),
             CHURN_CPU if big => Some(Target::Value(24.8)),
             CHURN_LAG if nft => Some(Target::Value(crate::world::INTERVAL.as_secs_f64())),
+            COMPILE => Some(Target::Value(0.3)),
             ROLLING => Some(Target::Value(2.0 * crate::world::INTERVAL.as_secs_f64())),
             _ => None,
         }

@@ -18,6 +18,7 @@
 mod api;
 mod bare;
 mod cluster;
+mod compile;
 mod figures;
 mod options;
 mod process;

@@ -12,7 +12,7 @@ use crate::world::Variant;
 const USAGE: &str = "usage: cargo bench --bench scale -- [WORD...] [--quick] [--dual-stack] [--test]
 
 WORDs choose what is measured; of each sort, without one: what targets are about.
-  section   start, change, churn, restart, memory
+  section   start, change, churn, restart, memory, compile
   tools     legacy, nft
   size      SERVICES or SERVICESxENDPOINTS, as 10000x10
   layout    compact, bucketed: ferrule's optional layouts of rules

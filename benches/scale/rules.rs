@@ -43,18 +43,7 @@ struct Piece {
 
 impl Rules {
     pub fn new(cluster: &Cluster, layout: RulesLayout) -> Rules {
-        let settings = Settings {
-            node_name: NODE.into(),
-            bind_address: None,
-            masquerade_all: false,
-            localhost_node_ports: true,
-            node_port_addresses: NodePortSetting::Cidrs(Vec::new()),
-            detect_local: DetectLocal::ClusterCidr(vec![PODS.parse().unwrap()]),
-            external_ips: true,
-        };
-        let layout = Layout { bucketed_services: layout.bucketed, compact_endpoints: layout.compact };
-        let iptables = apply::Settings { mark: 1 << 14, drop_invalid: true, layout };
-        Rules::read(&render::iptables(events(cluster), &settings, &iptables, IpFamily::V4))
+        Rules::read(&render::iptables(events(cluster), &settings(), &iptables(layout), IpFamily::V4))
     }
 
     fn read(text: &str) -> Rules {
@@ -187,6 +176,25 @@ fn without_counter(line: &str) -> String {
 /// Where a rule leads.
 fn target(line: &str) -> Option<&str> {
     line.rsplit_once(" -j ").and_then(|(_, rest)| rest.split(' ').next())
+}
+
+/// What every proxy is configured with.
+pub fn settings() -> Settings {
+    Settings {
+        node_name: NODE.into(),
+        bind_address: None,
+        masquerade_all: false,
+        localhost_node_ports: true,
+        node_port_addresses: NodePortSetting::Cidrs(Vec::new()),
+        detect_local: DetectLocal::ClusterCidr(vec![PODS.parse().unwrap()]),
+        external_ips: true,
+    }
+}
+
+/// The same of iptables mode.
+pub fn iptables(layout: RulesLayout) -> apply::Settings {
+    let layout = Layout { bucketed_services: layout.bucketed, compact_endpoints: layout.compact };
+    apply::Settings { mark: 1 << 14, drop_invalid: true, layout }
 }
 
 /// Everything that a proxy is told about a cluster.

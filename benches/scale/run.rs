@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::{Api, Kind};
 use crate::bare::{self, Bare};
 use crate::cluster::{BIG_IP, Cluster, DNS, KUBERNETES, cluster_ip};
+use crate::compile::{self, Compiled};
 use crate::figures::{self, Figure, Section, Unit};
 use crate::options::RulesLayout;
 use crate::process::{Usage, await_quiet_machine};
@@ -145,6 +146,13 @@ impl Run {
         }
         if let Some(proxy) = self.proxy.take() {
             proxy.terminate();
+        }
+        if self.wants(Section::Compile) && self.order.subject == Subject::Ferrule {
+            await_quiet_machine(Duration::from_secs(20));
+            let Compiled { plan, rules, text } = compile::measure(&self.cluster, self.order.rules);
+            self.seconds(Section::Compile, figures::COMPILE, plan + rules, None);
+            self.seconds(Section::Compile, "of that, the plan", plan, None);
+            self.seconds(Section::Compile, "rules and their text, as one input", text, None);
         }
     }
 

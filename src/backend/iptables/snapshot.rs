@@ -255,9 +255,8 @@ impl Snapshot {
     pub fn left_chains(&self) -> impl Iterator<Item = &ChainName> {
         let chains = self.chains.iter().filter(|_| self.complete);
         let is_claimed = |at: &usize| self.digests.get(*at).is_some_and(|digest| digest.claimed);
-        let left = chains.filter(move |((table, chain), at)| {
-            *table == Table::Nat && chain.is_per_service() && !is_claimed(at)
-        });
+        let left = chains
+            .filter(move |((table, chain), at)| *table == Table::Nat && chain.is_per_service() && !is_claimed(at));
         left.map(|((_, chain), _)| chain)
     }
 }

@@ -412,11 +412,8 @@ fn what_changed_last_comes_first() {
 /// them if it is known.
 #[test]
 fn a_table_that_is_known_is_not_asked_for() {
-    for (variant, is_there, asked) in [
-        (Variant::Legacy, true, 1),
-        (Variant::Legacy, false, 2),
-        (Variant::Nft, true, 2),
-    ] {
+    for (variant, is_there, asked) in [(Variant::Legacy, true, 1), (Variant::Legacy, false, 2), (Variant::Nft, true, 2)]
+    {
         runtime().block_on(async {
             let kernel = FakeKernel::new(variant);
             let known: fn(IpFamily) -> bool = if is_there { |_| true } else { |_| false };
