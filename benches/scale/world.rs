@@ -188,7 +188,7 @@ pub fn await_endpoint(to: (Ipv4Addr, u16), limit: Duration, wanted: impl Fn(Ipv4
             return Some(Instant::now());
         }
         // Calling all the time would take a core from what is measured.
-        thread::sleep(Duration::from_millis(1));
+        thread::sleep(Duration::from_micros(300));
     }
     None
 }

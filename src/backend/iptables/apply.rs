@@ -18,7 +18,7 @@ use super::names::ChainName;
 use super::netlink::Counters;
 use super::nft::Chains;
 use super::restore::{Input, Owners};
-use super::round::{Listing, Round, Turn};
+use super::round::{IMPORTANT, Listing, RECENT, Round, Turn};
 use super::ruleset::Table;
 use super::snapshot::Snapshot;
 use super::tools::{RestoreError, Tools, Variant};
@@ -36,9 +36,21 @@ const SMALL_CLUSTER_ENDPOINTS: usize = 900;
 
 /// Built-in chains with jumps of ours, by table. Each look at the kernel goes through one chain of
 /// each table, so that a flushed table shows at once, and a single chain with the third look.
-/// (Listing costs the legacy tools a copy of the whole table.)
 const JUMPED_FROM: [(Table, [&str; 3]); 2] =
     [(Table::Nat, ["PREROUTING", "OUTPUT", "POSTROUTING"]), (Table::Filter, ["FORWARD", "INPUT", "OUTPUT"])];
+
+/// A look at a table, to which the legacy tools copy all of it, takes no more than one part in so many of
+/// the time.
+const LOOK_SHARE: u32 = 100;
+
+/// Looks at the built-in chains of one table.
+#[derive(Clone, Copy, Default)]
+struct Looks {
+    /// How many so far.
+    count: usize,
+    /// None before that.
+    next: Option<tokio::time::Instant>,
+}
 
 /// Settings of iptables mode.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,8 +71,8 @@ pub struct Iptables<R> {
     counted: Counters,
     /// Whether rules of endpoints carry no comments.
     large: bool,
-    /// Looks at the kernel so far.
-    looks: usize,
+    /// Looks at built-in chains, as in [`JUMPED_FROM`].
+    looks: [Looks; 2],
     applied: Applied,
     /// Services that changed last, as of the last sync about everything.
     recent: Arc<BTreeSet<ServiceName>>,
@@ -118,7 +130,7 @@ impl<R: Run> Iptables<R> {
             counters,
             counted,
             large: false,
-            looks: 0,
+            looks: Default::default(),
             applied,
             recent: Arc::default(),
             piece,
@@ -183,7 +195,7 @@ impl<R: Run> Iptables<R> {
         self.applied.stage_base(turn, &mut batch);
         if is_first {
             turn.round.begun = true;
-            names.extend(turn.round.important().into_iter().filter(|name| !first.contains(name)));
+            names.extend(turn.round.up_to(IMPORTANT).into_iter().filter(|name| !first.contains(name)));
         }
         self.read_own(turn, &names).await?;
         names.iter().for_each(|name| self.applied.stage(name, turn, &mut batch, false));
@@ -192,6 +204,14 @@ impl<R: Run> Iptables<R> {
         if turn.round.snapshot.is_some() {
             self.write(std::mem::take(&mut batch), turn, began).await?;
             began = Instant::now();
+            if is_first {
+                let recent = turn.round.up_to(RECENT);
+                self.read_own(turn, &recent).await?;
+                recent.iter().for_each(|name| self.applied.stage(name, turn, &mut batch, false));
+                lines += batch.lines;
+                self.write(std::mem::take(&mut batch), turn, began).await?;
+                began = Instant::now();
+            }
         }
         if piece.lines == usize::MAX && !turn.round.has_seen_all() {
             self.feed(std::mem::take(&mut batch), turn, began).await?;
@@ -464,11 +484,17 @@ impl<R: Run> Backend for Iptables<R> {
             self.await_end_of_flush().await?;
         }
         // A mere flush of rules leaves the canary, but no jump.
-        for (table, chains) in JUMPED_FROM {
-            let chain = chains.into_iter().nth(self.looks % chains.len()).unwrap_or_default();
-            intact = intact && self.has_jumps(table, chain).await?;
+        for (i, (table, chains)) in JUMPED_FROM.into_iter().enumerate() {
+            let Some(Looks { count, next }) = self.looks.get(i).copied() else { continue };
+            let began = tokio::time::Instant::now();
+            if !intact || next.is_some_and(|next| began < next) {
+                continue;
+            }
+            let chain = chains.into_iter().nth(count % chains.len()).unwrap_or_default();
+            intact = self.has_jumps(table, chain).await?;
+            let next = Some(began + LOOK_SHARE * began.elapsed());
+            self.looks.get_mut(i).into_iter().for_each(|looks| *looks = Looks { count: count.wrapping_add(1), next });
         }
-        self.looks = self.looks.wrapping_add(1);
         if intact {
             return Ok(Intact::Yes);
         }

@@ -119,10 +119,10 @@ impl Round {
         self.pending.len() + self.unhooked.len() + self.apart.iter().map(Vec::len).sum::<usize>()
     }
 
-    /// The important ones that are pending.
-    pub(super) fn important(&self) -> Vec<ServicePortName> {
-        let important = self.pending.iter().take_while(|(importance, _)| *importance <= IMPORTANT);
-        important.map(|(_, name)| name.clone()).collect()
+    /// The pending ones of this rank or a lower one.
+    pub(super) fn up_to(&self, rank: u8) -> Vec<ServicePortName> {
+        let ranked = self.pending.iter().take_while(|(importance, _)| *importance <= rank);
+        ranked.map(|(_, name)| name.clone()).collect()
     }
 
     /// The first pending ones, with about so many chains.
@@ -157,9 +157,10 @@ impl Round {
     }
 }
 
-/// Rank of Services whose loss would stop everything else, the API server's and DNS, and of those that
-/// changed last: they may be out of date.
-pub(super) const IMPORTANT: u8 = 2;
+/// Rank of Services whose loss would stop everything else: the API server's, and DNS.
+pub(super) const IMPORTANT: u8 = 1;
+/// Rank of those that changed last: they may be out of date.
+pub(super) const RECENT: u8 = 2;
 
 /// Rank of a Service port: lower ones are written first.
 fn importance(name: &ServicePortName, recent: &BTreeSet<ServiceName>) -> u8 {
@@ -167,7 +168,7 @@ fn importance(name: &ServicePortName, recent: &BTreeSet<ServiceName>) -> u8 {
         ("default", "kubernetes", _) => 0,
         ("kube-system", service, _) if service.contains("dns") => 1,
         (_, _, "dns" | "dns-tcp") => 1,
-        _ if recent.contains(&name.service) => 2,
+        _ if recent.contains(&name.service) => RECENT,
         _ => 3,
     }
 }

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use ferrule::backend::ApplyError;
-use ferrule::backend::iptables::apply::Piece;
+use ferrule::backend::iptables::apply::{Iptables, Piece, Settings as Mode};
 use ferrule::backend::iptables::compile::{Layout, Shared};
 use ferrule::backend::iptables::diff::JUMPS;
+use ferrule::backend::iptables::netlink::Counters;
 use ferrule::backend::iptables::ruleset::Table;
 use ferrule::backend::iptables::tools::Tools;
-use ferrule::command::Output;
+use ferrule::backend::{ApplyError, Backend as _, Intact, Scope};
 use ferrule::command::fake::{FakeKernel, Fault, Refusal, Tables, Variant};
+use ferrule::command::{Command, CommandError, Output, Run};
 use ferrule::net::IpFamily;
 use ferrule::plan::build::Settings;
 use proptest::prelude::*;
@@ -244,6 +245,37 @@ fn a_jump_that_is_gone_is_noticed_within_three_looks() {
     }
 }
 
+/// Programs that take a second each.
+struct Slow(FakeKernel);
+
+impl Run for Slow {
+    async fn run(&self, command: Command, line: &mut (dyn FnMut(&str) + Send)) -> Result<Output, CommandError> {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        self.0.run(command, line).await
+    }
+}
+
+/// The legacy tools copy the whole table for each look: the longer that takes, the less often they look.
+#[test]
+fn slow_looks_are_rare() {
+    runtime().block_on(async {
+        let rig = Rig::start(usual(Variant::Legacy)).await;
+        let kernel = FakeKernel::new(Variant::Legacy);
+        let tools = Tools::probe(Slow(kernel.clone()), IpFamily::V4, |_| false).await.unwrap();
+        let mode = Mode { mark: 0x4000, drop_invalid: true, layout: Layout::default() };
+        let mut backend = Iptables::new(tools, mode, Counters::default);
+        backend.sync(&rig.plan(), &Scope::Everything).await.unwrap();
+        kernel.take_calls();
+        for _ in 0..10 {
+            tokio::time::advance(Duration::from_secs(30)).await;
+            assert!(matches!(backend.check().await, Ok(Intact::Yes)));
+        }
+        let calls = kernel.take_calls();
+        let looks = |table: &str| calls.iter().filter(|call| call.command.args.iter().any(|arg| arg == table)).count();
+        assert_eq!(["mangle", "nat", "filter"].map(looks), [10, 3, 3], "of each table, in more than five minutes");
+    });
+}
+
 /// A cluster of about a thousand endpoints is not written anew with each of them.
 #[test]
 fn about_a_thousand_endpoints() {
@@ -390,8 +422,7 @@ fn what_changed_last_comes_first() {
     const SERVICES: usize = 80;
     let piece = Pieces::Small(Piece { lines: 20, chains: 8, hooks: 20, bytes: 1_000 });
     runtime().block_on(async {
-        let mut rig = Rig::after_in((usual(Variant::Nft), piece), &[]).await;
-        rig.pipeline.mark_everything();
+        let mut rig = Rig::start_in((usual(Variant::Nft), piece)).await;
         for i in 0..SERVICES {
             let (service, mut slice) = clusters::plain_service(i, 2);
             // Names sort otherwise.
