@@ -19,7 +19,7 @@ use crate::options::RulesLayout;
 use crate::process::{Usage, await_quiet_machine};
 use crate::proxy::{Proxy, Subject};
 use crate::rules::Rules;
-use crate::world::{INTERVAL, Variant, World, await_endpoint, call, call_within};
+use crate::world::{INTERVAL, PROBES, Variant, World, await_endpoint, call, call_within};
 
 /// What is to be done, as one process tells another.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -222,9 +222,12 @@ impl Run {
             // The bare tool's turn is in between, so that both meet the same machine.
             if let Some(rules) = &rules {
                 let service = half + (n / 2) % half.max(1);
-                let ip = cluster_ip(service).0.to_string();
-                if let Some(inputs) = rules.replacement(&ip, "10.220.0.1") {
+                let address = cluster_ip(service);
+                if let Some(inputs) = rules.replacement(&address.0.to_string(), "10.220.0.1") {
+                    // Whoever waits for ferrule's change to be served takes time from the tool, too.
+                    let prober = keep_calling(address, PROBES);
                     bare.extend(bare::restore(&self.world, &inputs[n % 2]));
+                    prober.stop();
                 }
             }
             thread::sleep(INTERVAL + INTERVAL / 4);
@@ -346,7 +349,7 @@ impl Run {
                 proxy.terminate();
             }
             await_quiet_machine(Duration::from_secs(10));
-            let prober = keep_calling(cluster_ip(self.cluster.services / 2));
+            let prober = keep_calling(cluster_ip(self.cluster.services / 2), Duration::from_millis(2));
             self.proxy = Some(Proxy::start(self.order.subject, &self.world, &self.api.url(), self.order.rules));
             let (started, limit) = (self.proxy().started, self.order.limits.rules);
             if let Some((after, name)) = change {
@@ -429,8 +432,8 @@ fn first_answer(to: (Ipv4Addr, u16)) -> Caller<Option<Instant>> {
     Caller { stop, thread }
 }
 
-/// Calls all the time.
-fn keep_calling(to: (Ipv4Addr, u16)) -> Caller<Calls> {
+/// Calls all the time, with this pause in between.
+fn keep_calling(to: (Ipv4Addr, u16), pause: Duration) -> Caller<Calls> {
     let stop = Arc::new(AtomicBool::new(false));
     let told = stop.clone();
     let made = Arc::new(AtomicUsize::new(0));
@@ -440,7 +443,7 @@ fn keep_calling(to: (Ipv4Addr, u16)) -> Caller<Calls> {
             made.fetch_add(1, Ordering::Relaxed);
             // A busy machine may make a connection wait, but not for that long.
             failed += usize::from(call_within(to, Duration::from_millis(200)).is_none());
-            thread::sleep(Duration::from_millis(2));
+            thread::sleep(pause);
         }
         Calls { made: made.load(Ordering::Relaxed), failed }
     });

@@ -31,6 +31,10 @@ const PORTS: [u16; 3] = [6443, 53, POD_PORT];
 /// or not at all.
 const PATIENCE: Duration = Duration::from_millis(20);
 
+/// The pause between calls of those who wait for a change: to call all the time would take a core from
+/// what is measured.
+pub const PROBES: Duration = Duration::from_micros(300);
+
 /// A namespace of a run's own and the files it needs. The process that makes it is in it for good.
 pub struct World {
     pub variant: Variant,
@@ -187,8 +191,7 @@ pub fn await_endpoint(to: (Ipv4Addr, u16), limit: Duration, wanted: impl Fn(Ipv4
         if call(to).is_some_and(&wanted) {
             return Some(Instant::now());
         }
-        // Calling all the time would take a core from what is measured.
-        thread::sleep(Duration::from_micros(300));
+        thread::sleep(PROBES);
     }
     None
 }
