@@ -230,7 +230,9 @@ impl Run {
                     prober.stop();
                 }
             }
-            thread::sleep(INTERVAL + INTERVAL / 4);
+            // The first change after a quiet time: ferrule pauses after a write that took long.
+            let last = times.last().copied().unwrap_or_default();
+            thread::sleep((INTERVAL + INTERVAL / 4).max(3 * last).min(Duration::from_secs(6)));
             let service = self.dice.throw(half.max(1));
             let before = self.proxy().sampler.usage();
             let (slice, pod) = self.cluster.replace_one(service);
