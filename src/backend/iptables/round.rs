@@ -141,8 +141,15 @@ impl Round {
         std::mem::take(&mut self.pending).into_iter().map(|(_, name)| name).collect()
     }
 
+    /// Rank of a Service port: lower ones are written first.
     fn importance(&self, name: &ServicePortName) -> u8 {
-        importance(name, &self.recent)
+        match (&*name.service.namespace, &*name.service.name, &*name.port) {
+            ("default", "kubernetes", _) => 0,
+            ("kube-system", service, _) if service.contains("dns") => 1,
+            (_, _, "dns" | "dns-tcp") => 1,
+            _ if self.recent.contains(&name.service) => RECENT,
+            _ => 3,
+        }
     }
 
     /// Whether this Service port is looked at for the first time, as it is now.
@@ -161,14 +168,3 @@ impl Round {
 pub(super) const IMPORTANT: u8 = 1;
 /// Rank of those that changed last: they may be out of date.
 pub(super) const RECENT: u8 = 2;
-
-/// Rank of a Service port: lower ones are written first.
-fn importance(name: &ServicePortName, recent: &BTreeSet<ServiceName>) -> u8 {
-    match (&*name.service.namespace, &*name.service.name, &*name.port) {
-        ("default", "kubernetes", _) => 0,
-        ("kube-system", service, _) if service.contains("dns") => 1,
-        (_, _, "dns" | "dns-tcp") => 1,
-        _ if recent.contains(&name.service) => RECENT,
-        _ => 3,
-    }
-}

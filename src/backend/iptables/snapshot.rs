@@ -12,11 +12,7 @@ use super::ruleset::Table;
 /// chains only a digest, because a big cluster has hundreds of thousands of rules.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// Where each chain is in `digests`.
-    chains: HashMap<(Table, ChainName), usize>,
-    digests: Vec<Digest>,
-    /// The chain of the last rule, and where it belongs: rules of a chain come in a row.
-    last: Option<(Table, ChainName, Place)>,
+    chains: HashMap<(Table, ChainName), Digest>,
     /// How often each rule stands in a shared chain and has not been ticked off.
     shared: HashMap<Shared, HashMap<String, usize>>,
     /// Last rules of nat KUBE-SERVICES, in order.
@@ -35,18 +31,6 @@ struct Digest {
     /// Of the rules so far, as [`digest`] makes it.
     rules: u64,
     claimed: bool,
-}
-
-/// What a chain is.
-#[derive(Clone, Copy, Debug)]
-enum Place {
-    /// A built-in chain, or somebody else's.
-    Foreign,
-    Shared(Shared),
-    /// nat KUBE-POSTROUTING
-    Postrouting(usize),
-    /// Any other one of ours, with its place in `digests`.
-    Own(usize),
 }
 
 /// How many rules at the end of nat KUBE-SERVICES are remembered in order. More addresses serving
@@ -96,82 +80,40 @@ impl Snapshot {
 
     /// Reads one rule: what follows `-A CHAIN`.
     pub fn rule(&mut self, table: Table, chain: &str, rule: &str) {
-        match self.place(table, chain) {
-            Place::Foreign => {
-                if rule.contains("-j KUBE-") {
-                    self.jumps.entry((table, chain.to_owned())).or_default().push(rule.to_owned());
+        if !chain.starts_with("KUBE-") {
+            if rule.contains("-j KUBE-") {
+                self.jumps.entry((table, chain.to_owned())).or_default().push(rule.to_owned());
+            }
+            return;
+        }
+        if let Some(shared) = Shared::named(table, chain) {
+            if shared == Shared::NatServices {
+                self.layout.bucketed_services |=
+                    rule.rsplit_once("-j ").is_some_and(|(_, target)| names::splits_addresses(target));
+                if self.services_end.len() == 2 * REMEMBERED_END {
+                    self.services_end.drain(..REMEMBERED_END);
                 }
+                self.services_end.push(rule.to_owned());
             }
-            Place::Shared(shared) => {
-                if shared == Shared::NatServices {
-                    self.layout.bucketed_services |=
-                        rule.rsplit_once("-j ").is_some_and(|(_, target)| names::splits_addresses(target));
-                    if self.services_end.len() == 2 * REMEMBERED_END {
-                        self.services_end.drain(..REMEMBERED_END);
-                    }
-                    self.services_end.push(rule.to_owned());
-                }
-                *self.shared.entry(shared).or_default().entry(rule.to_owned()).or_default() += 1;
-            }
-            Place::Postrouting(at) => {
-                // What recognises packets to their own source, whatever the rest of that rule is.
-                self.layout.compact_endpoints |= rule.contains("-m bpf ");
-                self.add_to(at, rule);
-            }
-            Place::Own(at) => self.add_to(at, rule),
+            *self.shared.entry(shared).or_default().entry(rule.to_owned()).or_default() += 1;
+            return;
         }
-    }
-
-    fn place(&mut self, table: Table, chain: &str) -> Place {
-        if let Some((of, name, place)) = &self.last
-            && *of == table
-            && name.as_str() == chain
-        {
-            return *place;
-        }
-        let name = ChainName::from(chain);
-        let place = match Shared::named(table, chain) {
-            _ if !chain.starts_with("KUBE-") => Place::Foreign,
-            Some(shared) => Place::Shared(shared),
-            None if name == names::POSTROUTING => Place::Postrouting(self.at(table, name.clone())),
-            None => Place::Own(self.at(table, name.clone())),
-        };
-        self.last = Some((table, name, place));
-        place
-    }
-
-    /// Where the digest of a chain is, which is known from now on.
-    fn at(&mut self, table: Table, chain: ChainName) -> usize {
-        let next = self.digests.len();
-        let at = *self.chains.entry((table, chain)).or_insert(next);
-        if at == next {
-            self.digests.push(Digest::default());
-        }
-        at
-    }
-
-    fn add_to(&mut self, at: usize, rule: &str) {
-        if let Some(digest) = self.digests.get_mut(at) {
-            digest.rules = add(digest.rules, rule);
-        }
-    }
-
-    fn digest_mut(&mut self, table: Table, chain: &ChainName) -> Option<&mut Digest> {
-        let at = *self.chains.get(&(table, chain.clone()))?;
-        self.digests.get_mut(at)
+        // What recognises packets to their own source, whatever the rest of that rule is.
+        self.layout.compact_endpoints |= chain == names::POSTROUTING.as_str() && rule.contains("-m bpf ");
+        self.add_own(table, chain.into(), Some(rule));
     }
 
     /// Takes note of a chain of a Service port. What is read on its own has no declaration.
     pub fn declare(&mut self, table: Table, chain: ChainName) {
         self.layout.bucketed_services |= table == Table::Nat && names::splits_addresses(chain.as_str());
-        self.at(table, chain);
+        self.chains.entry((table, chain)).or_default();
     }
 
     /// Takes note of the next rule of such a chain; `None` is one that cannot be read, and then the chain
     /// holds what it should under no circumstances.
     pub fn add_own(&mut self, table: Table, chain: ChainName, rule: Option<&str>) {
-        let at = self.at(table, chain);
-        self.add_to(at, rule.unwrap_or(UNREADABLE));
+        let digest = self.chains.entry((table, chain)).or_default();
+        digest.rules = add(digest.rules, rule.unwrap_or(UNREADABLE));
     }
 
     /// Takes back what was read of a shared chain, so that it can be read again.
@@ -204,15 +146,14 @@ impl Snapshot {
 
     /// The digest of a chain, which now belongs to somebody.
     pub fn claim(&mut self, table: Table, chain: &ChainName) -> Option<u64> {
-        let digest = self.digest_mut(table, chain)?;
+        let digest = self.chains.get_mut(&(table, chain.clone()))?;
         digest.claimed = true;
         Some(digest.rules)
     }
 
     /// Says that a chain, which is there now, belongs to nobody any more.
     pub fn release(&mut self, table: Table, chain: ChainName) {
-        let at = self.at(table, chain);
-        self.digests.get_mut(at).into_iter().for_each(|digest| digest.claimed = false);
+        self.chains.entry((table, chain)).or_default().claimed = false;
     }
 
     /// Ticks one occurrence of a rule off; false if there is none (left).
@@ -254,9 +195,8 @@ impl Snapshot {
     /// Chains of Service ports, or for their dispatch, that nobody claimed. None if not all chains were read.
     pub fn left_chains(&self) -> impl Iterator<Item = &ChainName> {
         let chains = self.chains.iter().filter(|_| self.complete);
-        let is_claimed = |at: &usize| self.digests.get(*at).is_some_and(|digest| digest.claimed);
-        let left = chains
-            .filter(move |((table, chain), at)| *table == Table::Nat && chain.is_per_service() && !is_claimed(at));
+        let left =
+            chains.filter(|((table, chain), digest)| *table == Table::Nat && chain.is_per_service() && !digest.claimed);
         left.map(|((_, chain), _)| chain)
     }
 }
