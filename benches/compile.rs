@@ -2,9 +2,7 @@
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a bench ends by a panic when something is not as expected")]
 
-use std::collections::BTreeMap;
 use std::hint::black_box;
-use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ferrule::backend::iptables::apply::{self, first_input, style};
@@ -13,9 +11,8 @@ use ferrule::backend::iptables::diff::{self, Held, Part};
 use ferrule::backend::iptables::netlink::Counters;
 use ferrule::backend::iptables::restore::Input;
 use ferrule::cluster::ClusterState;
-use ferrule::fixtures::{NODE, cluster};
+use ferrule::fixtures::{self, NODE, cluster};
 use ferrule::net::IpFamily;
-use ferrule::plan::build::{DetectLocal, NodePortSetting, PlanContext, Settings, node_plan};
 use ferrule::plan::{Backend, Plan};
 
 /// Numbers of Services, each with [`ENDPOINTS`].
@@ -34,20 +31,7 @@ fn plan(services: usize) -> Plan {
     for event in cluster(services, ENDPOINTS).events() {
         state.apply(event);
     }
-    let settings = Settings {
-        node_name: NODE.into(),
-        bind_address: None,
-        masquerade_all: false,
-        localhost_node_ports: true,
-        node_port_addresses: NodePortSetting::Cidrs(Vec::new()),
-        detect_local: DetectLocal::ClusterCidr(vec!["10.128.0.0/9".parse().unwrap()]),
-        external_ips: true,
-    };
-    let node = state.node().unwrap();
-    let context = PlanContext::new(IpFamily::V4, &settings, node);
-    let planned = state.services().flat_map(|(service, slices)| context.plan(service, slices));
-    let services: BTreeMap<_, _> = planned.map(|(name, plan)| (name, Arc::new(plan))).collect();
-    Plan::new(Arc::new(node_plan(IpFamily::V4, &settings, node, &node.addresses)), services)
+    fixtures::plan(&state, &fixtures::settings(NODE, "10.128.0.0/9"), IpFamily::V4)
 }
 
 fn one_service(criterion: &mut Criterion) {

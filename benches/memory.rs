@@ -20,12 +20,12 @@ use ferrule::config::flags::{self, Invocation};
 use ferrule::config::{self, Config};
 use ferrule::conntrack::frontends::{Change, Frontends};
 use ferrule::events::Recorder;
-use ferrule::fixtures::{Cluster, NODE, cluster};
+use ferrule::fixtures::{self, Cluster, NODE, cluster};
 use ferrule::health::{Health, NodePorts};
 use ferrule::metrics::{Metrics, Readers};
 use ferrule::model::Kind;
 use ferrule::net::IpFamily;
-use ferrule::plan::build::{DetectLocal, NodePortSetting, Settings};
+use ferrule::plan::build::Settings;
 use ferrule::source::api::read_line;
 use ferrule::sync::Pipeline;
 use ferrule::sync::notice::{Notice, Observer, Sync};
@@ -155,18 +155,6 @@ fn tell(watchers: &mut [Watcher], notice: &Notice<'_>) {
     }
 }
 
-fn settings() -> Settings {
-    Settings {
-        node_name: NODE.into(),
-        bind_address: None,
-        masquerade_all: false,
-        localhost_node_ports: true,
-        node_port_addresses: NodePortSetting::Cidrs(Vec::new()),
-        detect_local: DetectLocal::ClusterCidr(vec!["10.128.0.0/9".parse().unwrap()]),
-        external_ips: true,
-    }
-}
-
 fn config() -> Config {
     match flags::parse(&["ferrule".to_owned()]).unwrap().invocation {
         Invocation::Proxy(flags) => config::load(&flags).config.unwrap(),
@@ -182,7 +170,7 @@ fn pipeline(family: IpFamily, settings: &Arc<Settings>) -> Pipeline<Iptables<Nul
 /// From the lines of a listing to the end of the first sync, as the loop goes about it.
 fn run(title: &str, cluster: &Cluster, [services, endpoints]: [usize; 2], families: &[IpFamily]) {
     let lines = lines(cluster, services);
-    let settings = Arc::new(settings());
+    let settings = Arc::new(fixtures::settings(NODE, "10.128.0.0/9"));
     let mut watchers = watchers(&config(), families);
     let mut pipelines: Vec<_> = families.iter().map(|family| pipeline(*family, &settings)).collect();
     let [mut objects, mut plan, mut rules] = [Tally::default(); 3];

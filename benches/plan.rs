@@ -10,11 +10,10 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use ferrule::backend::{ApplyError, Backend, Intact, Report, Scope};
 use ferrule::cluster::{ClusterState, Event};
-use ferrule::fixtures::{NODE, cluster};
+use ferrule::fixtures::{self, NODE, cluster};
 use ferrule::model::{Endpoint, EndpointSlice};
 use ferrule::net::IpFamily;
 use ferrule::plan::Plan;
-use ferrule::plan::build::{DetectLocal, NodePortSetting, Settings};
 use ferrule::sync::Pipeline;
 use ferrule::sync::pacer::Pace;
 use futures::FutureExt as _;
@@ -51,15 +50,7 @@ fn planned(services: usize) -> (ClusterState, Pipeline<Door>) {
         state.apply(event);
     }
     assert!(state.is_synced());
-    let settings = Settings {
-        node_name: NODE.into(),
-        bind_address: None,
-        masquerade_all: false,
-        localhost_node_ports: true,
-        node_port_addresses: NodePortSetting::Cidrs(Vec::new()),
-        detect_local: DetectLocal::ClusterCidr(vec!["10.128.0.0/9".parse().unwrap()]),
-        external_ips: true,
-    };
+    let settings = fixtures::settings(NODE, "10.128.0.0/9");
     let mut pipeline = Pipeline::new(IpFamily::V4, Arc::new(settings), PACE, Door);
     pipeline.mark_everything();
     assert_eq!(sync(&state, &mut pipeline), services);

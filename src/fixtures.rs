@@ -20,11 +20,35 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::cluster::Event;
+use crate::cluster::{ClusterState, Event};
 use crate::model::{EndpointSlice, Node, Service, wire};
 use crate::net::{IpFamily, Protocol};
+use crate::plan::Plan;
+use crate::plan::build::{DetectLocal, NodePortSetting, PlanContext, Settings, node_plan};
 
 pub use cluster::{Cluster, NODE, cluster};
+
+/// What a proxy plans by that is configured with nothing but the network of its pods.
+pub fn settings(node: &str, pods: &str) -> Settings {
+    Settings {
+        node_name: node.into(),
+        bind_address: None,
+        masquerade_all: false,
+        localhost_node_ports: true,
+        node_port_addresses: NodePortSetting::Cidrs(Vec::new()),
+        detect_local: DetectLocal::ClusterCidr(vec![pods.parse().expect("a network")]),
+        external_ips: true,
+    }
+}
+
+/// The Plan of everything in a cluster, of which the Node is known.
+pub fn plan(state: &ClusterState, settings: &Settings, family: IpFamily) -> Plan {
+    let node = state.node().expect("a Node");
+    let context = PlanContext::new(family, settings, node);
+    let planned = state.services().flat_map(|(service, slices)| context.plan(service, slices));
+    let services = planned.map(|(name, plan)| (name, Arc::new(plan))).collect();
+    Plan::new(Arc::new(node_plan(family, settings, node, &node.addresses)), services)
+}
 
 /// A Service of the namespace `default`, without addresses and ports so far.
 pub fn service(name: &str) -> ServiceFixture {

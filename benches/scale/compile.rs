@@ -1,18 +1,15 @@
 //! Planning a cluster and compiling its rules, in this process: what that takes without a kernel.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::hint::black_box;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ferrule::backend::iptables::apply::{first_input, style};
 use ferrule::backend::iptables::compile;
 use ferrule::backend::iptables::netlink::Counters;
 use ferrule::cluster::ClusterState;
+use ferrule::fixtures;
 use ferrule::net::IpFamily;
-use ferrule::plan::Plan;
-use ferrule::plan::build::{PlanContext, Settings, node_plan};
 
 use crate::cluster::Cluster;
 use crate::options::RulesLayout;
@@ -40,7 +37,7 @@ pub fn measure(cluster: &Cluster, layout: RulesLayout) -> Compiled {
     let counters = Counters::default();
     let mut times: [Vec<Duration>; 3] = Default::default();
     for _ in 0..TIMES {
-        let (plan, took) = timed(|| plan(&state, &settings));
+        let (plan, took) = timed(|| fixtures::plan(&state, &settings, IpFamily::V4));
         times[0].push(took);
         let style = style(&plan.node, true, &iptables, true, counters);
         let ((), took) = timed(|| {
@@ -56,14 +53,6 @@ pub fn measure(cluster: &Cluster, layout: RulesLayout) -> Compiled {
         times[TIMES / 2]
     });
     Compiled { plan, rules, text }
-}
-
-fn plan(state: &ClusterState, settings: &Settings) -> Plan {
-    let node = state.node().expect("a node");
-    let context = PlanContext::new(IpFamily::V4, settings, node);
-    let planned = state.services().flat_map(|(service, slices)| context.plan(service, slices));
-    let services: BTreeMap<_, _> = planned.map(|(name, plan)| (name, Arc::new(plan))).collect();
-    Plan::new(Arc::new(node_plan(IpFamily::V4, settings, node, &node.addresses)), services)
 }
 
 /// What it gives, and the CPU time of this thread that it took.

@@ -9,9 +9,10 @@ use ferrule::backend::iptables::apply;
 use ferrule::backend::iptables::compile::Layout;
 use ferrule::cli::render;
 use ferrule::cluster::Event;
+use ferrule::fixtures;
 use ferrule::model::{EndpointSlice, Node, Service, wire};
 use ferrule::net::IpFamily;
-use ferrule::plan::build::{DetectLocal, NodePortSetting, Settings};
+use ferrule::plan::build::Settings;
 use serde_json::Value;
 
 use crate::cluster::{Cluster, NODE, PODS, node};
@@ -180,15 +181,7 @@ fn target(line: &str) -> Option<&str> {
 
 /// What every proxy is configured with.
 pub fn settings() -> Settings {
-    Settings {
-        node_name: NODE.into(),
-        bind_address: None,
-        masquerade_all: false,
-        localhost_node_ports: true,
-        node_port_addresses: NodePortSetting::Cidrs(Vec::new()),
-        detect_local: DetectLocal::ClusterCidr(vec![PODS.parse().unwrap()]),
-        external_ips: true,
-    }
+    fixtures::settings(NODE, PODS)
 }
 
 /// The same of iptables mode.
