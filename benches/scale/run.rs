@@ -19,7 +19,7 @@ use crate::options::RulesLayout;
 use crate::process::{Usage, await_quiet_machine};
 use crate::proxy::{Proxy, Subject};
 use crate::rules::Rules;
-use crate::world::{INTERVAL, PROBES, Variant, World, await_endpoint, call, call_within};
+use crate::world::{INTERVAL, LONGEST_PAUSE, PROBES, Variant, World, await_endpoint, call, call_within};
 
 /// What is to be done, as one process tells another.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -232,7 +232,7 @@ impl Run {
             }
             // The first change after a quiet time: ferrule pauses after a write that took long.
             let last = times.last().copied().unwrap_or_default();
-            thread::sleep((INTERVAL + INTERVAL / 4).max(3 * last).min(Duration::from_secs(6)));
+            thread::sleep((INTERVAL + INTERVAL / 4).max(3 * last).min(LONGEST_PAUSE));
             let service = self.dice.throw(half.max(1));
             let before = self.proxy().sampler.usage();
             let (slice, pod) = self.cluster.replace_one(service);
@@ -340,6 +340,8 @@ impl Run {
             self.api.delete(Kind::EndpointSlice, &Cluster::big_slice(at, 1).0.name);
         }
         self.api.delete(Kind::Service, &key);
+        // Until its chains are gone, or a restart would find them left.
+        thread::sleep(LONGEST_PAUSE);
         self.proxy().await_quiet(self.order.limits.quiet, Duration::from_secs(60));
     }
 

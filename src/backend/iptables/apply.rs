@@ -102,7 +102,7 @@ pub struct Piece {
 const WHOLE: Piece = Piece { lines: usize::MAX, chains: usize::MAX, hooks: usize::MAX, bytes: 128 * 1024 };
 /// With nftables each restore takes a tenth of a second or two, whatever the size of the cluster; but
 /// what makes chains reachable has the kernel walk all chains that already are.
-const BOUNDED: Piece = Piece { lines: 3_000, chains: 2_000, hooks: 300, bytes: 128 * 1024 };
+const BOUNDED: Piece = Piece { lines: 3_000, chains: 500, hooks: 300, bytes: 128 * 1024 };
 
 /// About how many bytes rules of one endpoint and of one Service port come to.
 const BYTES_OF_ENDPOINT: usize = 400;
