@@ -5,6 +5,7 @@
 //! kernel takes packets for them as its own. (kube-proxy: `pkg/proxy/ipvs`.)
 
 pub mod compile;
+pub mod diff;
 pub mod names;
 pub mod netlink;
 pub mod render;

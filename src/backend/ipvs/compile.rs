@@ -31,8 +31,8 @@ pub struct ServiceRules {
     pub servers: Vec<(VirtualServer, PoolKind)>,
     /// Entries of sets. Those of [`Set::IpvsIps`] are addresses of the link.
     pub entries: Vec<(Set, Entry)>,
-    /// Rules in [`super::names::OUT_FILTER`], in any order.
-    pub guards: Vec<Rule>,
+    /// Virtual servers that this node may not use ([`guard`]).
+    pub guards: Vec<Address>,
 }
 
 /// The scheduler for which kube-proxy asks that clients' ports count.
@@ -56,6 +56,12 @@ pub fn service(name: &ServicePortName, plan: &ServicePlan, node: &NodePlan, styl
 /// A real server of a virtual one.
 pub fn real_server(Backend { ip, port }: Backend) -> RealServer {
     RealServer { ip, port, weight: 1, forwarding: Forwarding::Masquerade }
+}
+
+/// The rule in [`super::names::OUT_FILTER`] for a virtual server that this node may not use: its processes would connect
+/// from the address they connect to.
+pub fn guard(Address { protocol, ip, port }: Address) -> Rule {
+    Rule::to(Target::Drop).from(host_net(ip)).with(Match::ThroughVirtualServer { ip, protocol, port })
 }
 
 struct Compiler<'a> {
@@ -110,8 +116,7 @@ impl<'a> Compiler<'a> {
             self.rules.entries.push(entry);
         }
         if !sources.contains(&host_net(ip)) {
-            let through = Match::ThroughVirtualServer { ip, protocol: self.protocol, port };
-            self.rules.guards.push(Rule::to(Target::Drop).from(host_net(ip)).with(through));
+            self.rules.guards.push(Address { protocol: self.protocol, ip, port });
         }
     }
 

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
-use super::compile::{ServiceRules, Style, glue, real_server, service};
+use super::compile::{Style, glue, guard};
+use super::diff::{Asked, ServerChange};
 use super::names;
 use super::netlink::{Address, Flags, Forwarding, RealServer, VirtualServer};
-use super::ruleset::{Entry, Set, Sets};
+use super::ruleset::{Entry, Set};
 use crate::backend::iptables::names::ChainName;
 use crate::backend::iptables::ruleset::{Rule, Table};
 use crate::net::{IpFamily, Protocol};
@@ -32,26 +33,20 @@ pub struct Whole {
 impl Whole {
     /// Compiles a Plan.
     pub fn compile(plan: &Plan, style: &Style) -> Whole {
-        let mut servers = BTreeMap::new();
+        let mut asked = Asked::new(plan.node.clone(), *style);
+        let changes = asked.set(plan.services().iter().map(|(name, plan)| (name, Some(plan))));
+        let servers = changes.servers.into_iter().filter_map(|change| match change {
+            ServerChange::Add(server, reals) => Some((server.address, (server, reals))),
+            ServerChange::Change { .. } | ServerChange::Remove(_) => None,
+        });
         let mut sets: BTreeMap<Set, BTreeSet<Entry>> = Set::all().map(|set| (set, BTreeSet::new())).collect();
-        let mut guards = Vec::new();
-        for (name, planned) in plan.services() {
-            let ServiceRules { servers: of_service, entries, guards: more } = service(name, planned, &plan.node, style);
-            for (server, pool) in of_service {
-                // Of two Services with the same address the first one has it.
-                let reals = || planned.pool(pool).into_iter().map(real_server).collect();
-                servers.entry(server.address).or_insert_with(|| (server, reals()));
-            }
-            for (set, entry) in entries {
-                sets.entry(set).or_default().insert(entry);
-            }
-            guards.extend(more);
+        for (set, entry) in changes.entries.add {
+            sets.entry(set).or_default().insert(entry);
         }
-        let used: Sets = sets.iter().filter(|(_, entries)| !entries.is_empty()).map(|(set, _)| *set).collect();
-        let glue = glue(&plan.node, style, used);
+        let glue = glue(&plan.node, style, asked.used());
         let mut chains = glue.chains;
-        chains.push((Table::Filter, names::OUT_FILTER, guards));
-        Whole { family: plan.node.family, servers, sets, chains, jumps: glue.jumps }
+        chains.push((Table::Filter, names::OUT_FILTER, changes.guards.add.into_iter().map(guard).collect()));
+        Whole { family: plan.node.family, servers: servers.collect(), sets, chains, jumps: glue.jumps }
     }
 
     /// Addresses of the link.
