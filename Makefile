@@ -14,8 +14,8 @@ export PATH := $(PATH):/usr/sbin:/sbin:$(HOME)/.cargo/bin
 
 # Every test binary, as cargo finds them. Tests that compare with recordings of a real kube-proxy are
 # those of `conformance`, and in the other binaries those whose path says `recorded`: they have a
-# target of their own.
-TESTS := $(filter-out conformance,$(patsubst tests/%/main.rs,%,$(wildcard tests/*/main.rs)))
+# target of their own. Those of `vm` run in a kernel of their own.
+TESTS := $(filter-out conformance vm,$(patsubst tests/%/main.rs,%,$(wildcard tests/*/main.rs)))
 
 # Where these recordings are.
 FERRULE_SHARED ?= ../shared
@@ -33,6 +33,9 @@ IMAGE_ARGS ?=
 # Programs (or files) and the packages they come from.
 COMPILER := cc=gcc /usr/include/stdlib.h=libc6-dev
 KERNEL_TOOLS := ip=iproute2 iptables-legacy=iptables iptables-nft=iptables modprobe=kmod nft=nftables
+
+# The kernel that has IPVS, and the programs that go with it.
+VM_TOOLS := linux.uml=user-mode-linux ipvsadm=ipvsadm ipset=ipset
 
 # needs program=package...: installs what is missing.
 define needs
@@ -117,6 +120,15 @@ conformance: ## compare the rules in the kernel with recordings of a real kube-p
 	  tests --test conformance , $(addprefix --test ,$(TESTS)) -- recorded
 	fi
 
+.PHONY: test-vm
+test-vm: ## test IPVS in a kernel of its own that has it: User-Mode Linux (root, x86-64)
+	@$(needs)
+	$(tests)
+	needs $(COMPILER) $(KERNEL_TOOLS) $(VM_TOOLS)
+	host=$$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+	export "CARGO_TARGET_$${host}_RUNNER=tests/vm/boot -t 600"
+	tests --test vm -- $(ARGS)
+
 .PHONY: lint
 lint: ## formatting, clippy and documentation, warnings denied
 	@$(needs)
@@ -150,9 +162,9 @@ deny: ## check licences, duplicates and advisories of dependencies (compiles car
 	echo 'make deny: licences, duplicates and sources are as deny.toml wants them'
 
 .PHONY: tools
-tools: ## only install what test, conformance and demo need (root)
+tools: ## only install what test, test-vm, conformance and demo need (root)
 	@$(needs)
-	needs $(COMPILER) $(KERNEL_TOOLS)
+	needs $(COMPILER) $(KERNEL_TOOLS) $(VM_TOOLS)
 
 .PHONY: bench
 bench: ## time its parts, and the program at scale beside the bare tools (root); ARGS=scale for that alone

@@ -1,6 +1,7 @@
 //! Backends: each translates the Plan into rules of one kernel mechanism and keeps the kernel there.
 
 pub mod iptables;
+pub mod ipvs;
 
 use std::collections::BTreeSet;
 use std::future::Future;

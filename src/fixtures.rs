@@ -38,6 +38,7 @@ pub fn settings(node: &str, pods: &str) -> Settings {
         node_port_addresses: NodePortSetting::Cidrs(Vec::new()),
         detect_local: DetectLocal::ClusterCidr(vec![pods.parse().expect("a network")]),
         external_ips: true,
+        virtual_servers: false,
     }
 }
 

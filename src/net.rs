@@ -51,6 +51,14 @@ impl IpFamily {
         }
     }
 
+    /// The network of addresses with which a node talks to itself.
+    pub fn loopback(self) -> IpNet {
+        match self {
+            IpFamily::V4 => IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
+            IpFamily::V6 => host_net(Ipv6Addr::LOCALHOST.into()),
+        }
+    }
+
     /// The network that holds every address of the family.
     pub fn everything(self) -> IpNet {
         match self {

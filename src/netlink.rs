@@ -1,15 +1,17 @@
-//! Netfilter's netlink: requests to the kernel and its answers. What they say is the affair of those
-//! who ask.
+//! Netlink: requests to the kernel and its answers. What they say is the affair of those who ask.
 
 use std::io;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    DefaultNla, Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlasIterator,
 };
-use netlink_packet_netfilter::NetfilterMessage;
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use netlink_packet_generic::GenlMessage;
+use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd, nlas::GenlCtrlAttrs};
+use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER};
+use netlink_sys::{Socket, SocketAddr};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 /// A socket to the kernel of the network namespace it was opened in. One request at a time.
@@ -17,6 +19,16 @@ pub struct Connection {
     socket: Socket,
     buffer: Vec<u8>,
     sequence: u32,
+    complaint: Option<String>,
+}
+
+/// Whom in the kernel a connection leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bus {
+    /// Netfilter: flows, rules, counters.
+    Netfilter,
+    /// Whoever has a name: families of generic netlink ([`Connection::family`]).
+    Generic,
 }
 
 /// A message of an answer.
@@ -24,7 +36,7 @@ pub struct Connection {
 pub struct Message<'a> {
     /// Its netlink header.
     pub header: NetlinkHeader,
-    /// What follows that: netfilter's own header, of [`HEADER`] bytes, and attributes.
+    /// What follows that: a header of [`HEADER`] bytes, netfilter's own or that of generic netlink, and attributes.
     pub payload: &'a [u8],
 }
 
@@ -39,7 +51,7 @@ pub enum End {
     Stopped,
 }
 
-/// Length of netfilter's header in a message. (Kernel: `struct nfgenmsg`.)
+/// Length of the header that comes before a message's attributes. (Kernel: `struct nfgenmsg`, `struct genlmsghdr`.)
 pub const HEADER: usize = 4;
 
 /// More than the kernel puts into one datagram of a dump (32 KiB).
@@ -51,6 +63,16 @@ const NOOP: u16 = 1;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 const OVERRUN: u16 = 4;
+/// Length of netlink's header, all of a request that the kernel repeats in its verdict.
+const REQUEST_HEADER: usize = 16;
+/// Flags of a verdict: attributes with an explanation follow (`NLM_F_ACK_TLVS`), after no more of the request than its
+/// header (`NLM_F_CAPPED`).
+const EXPLAINED: u16 = 0x200;
+const CAPPED: u16 = 0x100;
+/// `NLMSGERR_ATTR_MSG`
+const WORDS: u16 = 1;
+/// `NLA_F_NESTED`
+const NESTED: u16 = 1 << 15;
 /// `MSG_TRUNC`: tell the true length of a datagram that does not fit.
 const MSG_TRUNC: i32 = 0x20;
 
@@ -62,12 +84,44 @@ impl Connection {
     /// # Errors
     ///
     /// The operating system's.
-    pub fn open() -> io::Result<Connection> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    pub fn open(bus: Bus) -> io::Result<Connection> {
+        let mut socket = Socket::new(match bus {
+            Bus::Netfilter => NETLINK_NETFILTER,
+            Bus::Generic => NETLINK_GENERIC,
+        })?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
         set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
-        Ok(Connection { socket, buffer: Vec::with_capacity(BUFFER), sequence: 0 })
+        // Kernels before 4.12 have no words.
+        _ = socket.set_ext_ack(true);
+        _ = socket.set_cap_ack(true);
+        Ok(Connection { socket, buffer: Vec::with_capacity(BUFFER), sequence: 0, complaint: None })
+    }
+
+    /// The number of a family of generic netlink, which the kernel gives it when its module is loaded. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` if this kernel has no such family, or not yet; what goes wrong on the socket.
+    pub fn family(&mut self, name: &str) -> io::Result<u16> {
+        let nlas = vec![GenlCtrlAttrs::FamilyName(name.to_owned())];
+        let request = GenlMessage::from_payload(GenlCtrl { cmd: GenlCtrlCmd::GetFamily, nlas });
+        let mut found = None;
+        self.exchange(request, NLM_F_REQUEST, |Message { header, payload }| {
+            if let Ok(answer) = GenlMessage::<GenlCtrl>::deserialize(&header, payload) {
+                found = answer.payload.nlas.iter().find_map(|attribute| match attribute {
+                    GenlCtrlAttrs::FamilyId(id) => Some(*id),
+                    _ => None,
+                });
+            }
+            ControlFlow::Continue(())
+        })?;
+        found.ok_or_else(|| io::Error::other("the kernel told no number of a netlink family"))
+    }
+
+    /// What the kernel said in words about the last request, if it refused it and did.
+    pub fn complaint(&self) -> Option<&str> {
+        self.complaint.as_deref()
     }
 
     /// Sends a request and hands over the messages of the answer, until `take` has enough. The answer
@@ -77,13 +131,14 @@ impl Connection {
     ///
     /// The kernel's refusal, with its error number; what goes wrong on the socket; no answer for ten
     /// seconds. Parts of an answer may have been handed over before.
-    pub fn exchange(
+    pub fn exchange<R: NetlinkSerializable>(
         &mut self,
-        request: NetfilterMessage,
+        request: R,
         flags: u16,
         mut take: impl FnMut(Message<'_>) -> ControlFlow<()>,
     ) -> io::Result<End> {
         self.sequence = self.sequence.wrapping_add(1);
+        self.complaint = None;
         self.socket.send(&encode(request, flags, self.sequence), 0)?;
         let is_list = flags & NLM_F_DUMP == NLM_F_DUMP;
         let is_one = !is_list && flags & NLM_F_ACK == 0;
@@ -101,7 +156,10 @@ impl Connection {
                 }
                 match message.header.message_type {
                     NOOP | OVERRUN => {}
-                    ERROR | DONE => return message.verdict().map(|()| end),
+                    ERROR | DONE => {
+                        self.complaint = message.complaint();
+                        return message.verdict().map(|()| end);
+                    }
                     _ if take(message).is_break() => return Ok(End::Stopped),
                     _ if is_one => return Ok(end),
                     _ => {}
@@ -143,15 +201,71 @@ impl<'a> Message<'a> {
             _ => Ok(()),
         }
     }
+
+    /// What else it says, in words. (Kernel: extended acknowledgements, `NL_SET_ERR_MSG`.)
+    fn complaint(&self) -> Option<String> {
+        if self.header.message_type != ERROR || self.header.flags & EXPLAINED == 0 {
+            return None;
+        }
+        let after_code = self.payload.get(4..)?;
+        let repeated = match self.header.flags & CAPPED {
+            0 => usize::try_from(u32::from_ne_bytes(*after_code.first_chunk()?)).ok()?.next_multiple_of(4),
+            _ => REQUEST_HEADER,
+        };
+        let attributes = NlasIterator::new(after_code.get(repeated..)?);
+        let words = attributes.flatten().find(|attribute| attribute.kind() == WORDS)?;
+        let words = String::from_utf8_lossy(words.value()).trim_end_matches('\0').to_owned();
+        (!words.is_empty()).then_some(words)
+    }
+}
+
+/// An attribute that consists of attributes.
+pub fn nested(kind: u16, attributes: &[DefaultNla]) -> DefaultNla {
+    let mut value = vec![0; attributes.buffer_len()];
+    attributes.emit(&mut value);
+    DefaultNla::new(kind | NESTED, value)
 }
 
 /// A request as bytes.
-pub fn encode(request: NetfilterMessage, flags: u16, sequence: u32) -> Vec<u8> {
+pub fn encode<R: NetlinkSerializable>(request: R, flags: u16, sequence: u32) -> Vec<u8> {
     let mut header = NetlinkHeader::default();
     (header.flags, header.sequence_number) = (flags, sequence);
-    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(request));
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
     message.serialize(&mut bytes);
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a kernel says to a request it refuses with `EINVAL`: how much of it is repeated, and then `attributes`.
+    #[track_caller]
+    fn check(flags: u16, repeated: &[u8], attributes: &[u8], words: Option<&str>) {
+        let mut header = NetlinkHeader::default();
+        (header.message_type, header.flags) = (ERROR, flags);
+        let payload = [(-22_i32).to_ne_bytes().as_slice(), repeated, attributes].concat();
+        let message = Message { header, payload: &payload };
+        assert_eq!(message.verdict().unwrap_err().raw_os_error(), Some(22));
+        assert_eq!(message.complaint().as_deref(), words);
+    }
+
+    #[test]
+    fn the_kernels_words_are_found() {
+        // `NLMSGERR_ATTR_OFFS`, then `NLMSGERR_ATTR_MSG`.
+        let attributes = b"\x08\0\x02\0\x14\0\0\0\x0d\0\x01\0no thing\0\0\0\0";
+        let (mut whole, mut header) = ([0; 24], [0; 16]);
+        whole[0] = 22;
+        header[0] = 22;
+        check(EXPLAINED | CAPPED, &header, attributes, Some("no thing"));
+        check(EXPLAINED, &whole, attributes, Some("no thing"));
+        check(CAPPED, &header, attributes, None);
+        check(EXPLAINED | CAPPED, &header, &attributes[..8], None);
+        check(EXPLAINED | CAPPED, &header, &[], None);
+        check(EXPLAINED | CAPPED, &header[..8], &[], None);
+        check(EXPLAINED, &[255; 4], &[], None);
+        check(EXPLAINED | CAPPED, &header, &attributes[..15], None);
+    }
 }

@@ -40,6 +40,18 @@ pub struct NodePlan {
     pub localhost_node_ports: bool,
     /// How to recognise traffic of this node's pods, if that is possible.
     pub pod_traffic: Option<PodTraffic>,
+    /// What else there is to know where virtual servers balance ([`build::Settings::virtual_servers`]).
+    pub virtual_servers: Option<VirtualServerNode>,
+}
+
+/// What virtual servers depend on that belongs to the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VirtualServerNode {
+    /// Addresses of the node's interfaces, sorted, but for those of virtual servers, loopback ones, and those that are
+    /// valid on one link only (IPv6).
+    pub addresses: Vec<IpAddr>,
+    /// Everything that is sent to cluster IPs is masqueraded.
+    pub masquerade_all: bool,
 }
 
 /// Addresses of this node on which node ports are served.
@@ -78,6 +90,9 @@ pub struct ServicePlan {
     /// Endpoints that serve, wherever they are and whatever policies and hints say: flows that lead
     /// to others are stale. Empty for protocols whose flows end by themselves (all but UDP).
     pub serving: Pool,
+    /// Endpoints on this node, usable or not: where virtual servers balance, packets that come back to the one they
+    /// came from are known by these. Empty where rules balance.
+    pub here: Pool,
     /// How many endpoints the port has anywhere, usable or not: the measure of a cluster's size.
     pub endpoints: u32,
 }
@@ -149,8 +164,8 @@ pub enum Source {
 /// What happens to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// It goes to an endpoint of a pool, which is not empty. A packet sent back to the endpoint
-    /// it came from is masqueraded in any case.
+    /// It goes to an endpoint of a pool. That is empty only where virtual servers balance: those refuse the packet
+    /// then. A packet sent back to the endpoint it came from is masqueraded in any case.
     Balance {
         /// Which pool.
         pool: PoolKind,

@@ -259,6 +259,7 @@ fn empty_node_plan(family: IpFamily) -> NodePlan {
         health_check_addresses: crate::plan::NodePortAddresses::Only(Vec::new()),
         localhost_node_ports: false,
         pod_traffic: None,
+        virtual_servers: None,
     }
 }
 

@@ -6,34 +6,10 @@ use futures::TryStreamExt;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
 
 use super::{Complaints, ask};
+use crate::backend::ipvs::names::LINK;
+use crate::backend::ipvs::ruleset::Set;
 use crate::command::{Command, Run};
-
-/// The link that has the addresses of virtual servers.
-const LINK: &str = "kube-ipvs0";
-
-/// Sets, by what follows `KUBE-` for IPv4 and `KUBE-6-` for IPv6.
-const SETS: [&str; 17] = [
-    "LOOP-BACK",
-    "CLUSTER-IP",
-    "EXTERNAL-IP",
-    "EXTERNAL-IP-LOCAL",
-    "LOAD-BALANCER",
-    "LOAD-BALANCER-FW",
-    "LOAD-BALANCER-LOCAL",
-    "LOAD-BALANCER-SOURCE-IP",
-    "LOAD-BALANCER-SOURCE-CIDR",
-    "NODE-PORT-TCP",
-    "NODE-PORT-LOCAL-TCP",
-    "NODE-PORT-UDP",
-    "NODE-PORT-LOCAL-UDP",
-    "NODE-PORT-SCTP-HASH",
-    "NODE-PORT-LOCAL-SCTP-HASH",
-    "HEALTH-CHECK-NODE-PORT",
-    "IPVS-IPS",
-];
-
-/// The longest name of a set.
-const NAME_MAX: usize = 31;
+use crate::net::IpFamily;
 
 /// Whether this kernel has the load balancer. (kube-proxy: `modprobe -va ip_vs`.)
 pub(super) async fn is_available<R: Run>(run: &R, proc: &Path) -> bool {
@@ -105,7 +81,8 @@ async fn destroy_sets<R: Run>(run: &R) -> Complaints {
         Err(error) => return vec![error],
     };
     let mut complaints = Vec::new();
-    let ours = set_names();
+    let ours: Vec<String> =
+        IpFamily::BOTH.into_iter().flat_map(|family| Set::all().map(move |set| set.name(family))).collect();
     for name in listed.lines().filter(|name| ours.iter().any(|own| own == name)) {
         match ask(run, Command::new("ipset", &["destroy", name])).await {
             Ok(Some((output, _))) if !output.success() && !output.stderr.contains("does not exist") => {
@@ -119,26 +96,4 @@ async fn destroy_sets<R: Run>(run: &R) -> Complaints {
         }
     }
     complaints
-}
-
-/// Names of all sets. Those of IPv6 are cut where the kernel takes no more.
-fn set_names() -> Vec<String> {
-    let names = ["KUBE-", "KUBE-6-"].iter().flat_map(|prefix| SETS.iter().map(move |set| format!("{prefix}{set}")));
-    names.map(|name| name.chars().take(NAME_MAX).collect()).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_of_sets() {
-        let names = set_names();
-        assert_eq!(names.len(), 34);
-        for name in
-            ["KUBE-LOOP-BACK", "KUBE-6-LOAD-BALANCER-SOURCE-CID", "KUBE-6-NODE-PORT-LOCAL-SCTP-HAS", "KUBE-IPVS-IPS"]
-        {
-            assert!(names.iter().any(|known| known == name), "{name}");
-        }
-    }
 }

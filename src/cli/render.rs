@@ -9,6 +9,8 @@ use super::{fail, print, say};
 use crate::backend::iptables::apply::{self, first_input};
 use crate::backend::iptables::compile::Layout;
 use crate::backend::iptables::netlink::Counters;
+use crate::backend::ipvs::compile::Style;
+use crate::backend::ipvs::render::Whole;
 use crate::cluster::{ClusterState, Event};
 use crate::config::flags::Flags;
 use crate::config::{self, ProxyMode, Remark};
@@ -33,8 +35,8 @@ pub fn main(flags: &Flags, family: Option<IpFamily>) -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(&format!("Error: {error}")),
     };
-    if config.mode != ProxyMode::Iptables {
-        return fail(&format!("Error: rules of mode {} cannot be rendered yet: there is iptables only", config.mode));
+    if config.mode == ProxyMode::Nftables {
+        return fail(&"Error: rules of mode nftables cannot be rendered yet: there are iptables and ipvs");
     }
     if config.manifests.is_empty() {
         return fail(
@@ -57,9 +59,20 @@ pub fn main(flags: &Flags, family: Option<IpFamily>) -> ExitCode {
             compact_endpoints: config.layout.compact_endpoints,
         },
     };
+    let virtual_servers = match config.mode {
+        ProxyMode::Ipvs => match config.ipvs.scheduler.parse() {
+            Ok(scheduler) => Some(Style { scheduler, mark: config.masquerade_mark, random_fully: true }),
+            Err(error) => return fail(&format!("Error: ipvs.scheduler: {error}")),
+        },
+        ProxyMode::Iptables | ProxyMode::Nftables => None,
+    };
     for family in IpFamily::BOTH.into_iter().filter(|each| family.is_none_or(|only| only == *each)) {
         print(&format!("# {family}\n"));
-        print(&self::iptables(manifests.events.iter().cloned(), &config.planning, &iptables, family));
+        let events = manifests.events.iter().cloned();
+        print(&match &virtual_servers {
+            Some(style) => ipvs(events, &config.planning, style, family),
+            None => self::iptables(events, &config.planning, &iptables, family),
+        });
     }
     match manifests.broken.is_empty() {
         true => ExitCode::SUCCESS,
@@ -76,6 +89,18 @@ pub fn iptables(
     iptables: &apply::Settings,
     family: IpFamily,
 ) -> String {
+    let plan = plan(events, settings, family);
+    first_input(&plan, iptables, true, Counters { invalid_dropped: true, localhost_accepted: true })
+}
+
+/// Everything that ipvs mode programs into an empty kernel, in the words of the tools that can load it. Assumes a node as
+/// above.
+pub fn ipvs(events: impl IntoIterator<Item = Event>, settings: &Settings, style: &Style, family: IpFamily) -> String {
+    Whole::compile(&plan(events, settings, family), style).render()
+}
+
+/// The Plan of a cluster, on a node whose interfaces hold the addresses of its Node object.
+fn plan(events: impl IntoIterator<Item = Event>, settings: &Settings, family: IpFamily) -> Plan {
     let mut state = ClusterState::new();
     for event in events {
         state.apply(event);
@@ -88,6 +113,5 @@ pub fn iptables(
         .flat_map(|(service, slices)| context.plan(service, slices))
         .map(|(name, plan)| (name, Arc::new(plan)))
         .collect();
-    let plan = Plan::new(Arc::new(node_plan(family, settings, node, &node.addresses)), services);
-    first_input(&plan, iptables, true, Counters { invalid_dropped: true, localhost_accepted: true })
+    Plan::new(Arc::new(node_plan(family, settings, node, &node.addresses)), services)
 }

@@ -207,6 +207,7 @@ fn settings(
         node_port_addresses,
         detect_local,
         external_ips: gates.enabled("AllowServiceExternalIPs"),
+        virtual_servers: written.mode == "ipvs",
     })
 }
 

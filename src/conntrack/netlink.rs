@@ -7,13 +7,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
 
-use netlink_packet_core::{DefaultNla, Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, Nla};
+use netlink_packet_core::{DefaultNla, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, Nla};
 use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Tuple};
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
 
 use super::Flow;
 use crate::net::IpFamily;
-use crate::netlink::{self, Connection};
+use crate::netlink::{self, Bus, Connection, nested};
 use crate::plan::Backend;
 
 /// The kernel's table of flows.
@@ -90,7 +90,6 @@ const FILTER_ORIG_FLAGS: u16 = 1;
 const FILTER_REPLY_FLAGS: u16 = 2;
 /// `CTA_FILTER_FLAG(CTA_PROTO_NUM)`: of the tuple, compare the protocol.
 const FILTER_BY_PROTOCOL: u32 = 1 << 3;
-const NESTED: u16 = 1 << 15;
 const IPPROTO_UDP: u8 = 17;
 
 const ENOENT: i32 = 2;
@@ -134,7 +133,7 @@ impl Table for Kernel {
         if entries.is_empty() {
             return deletion;
         }
-        let mut connection = match Connection::open() {
+        let mut connection = match Connection::open(Bus::Netfilter) {
             Ok(connection) => connection,
             Err(error) => return Deletion { deleted: 0, error: Some(error) },
         };
@@ -155,7 +154,7 @@ fn list_once(
     wanted: &mut dyn FnMut(&Flow) -> bool,
     limit: usize,
 ) -> io::Result<Listing> {
-    let mut connection = Connection::open()?;
+    let mut connection = Connection::open(Bus::Netfilter)?;
     let (mut entries, mut end) = (Vec::new(), End::All);
     let ended = connection.exchange(list_request(family, filters), NLM_F_REQUEST | NLM_F_DUMP, |message| {
         // What cannot be read is not UDP over IP, or not for us to judge.
@@ -202,12 +201,6 @@ fn list_request(family: IpFamily, filters: bool) -> NetfilterMessage {
     };
     // Not `ConntrackMessage::Get`: its attributes lose the flag for nesting on the way.
     message(family, ConntrackMessage::Other { message_type: GET, attributes })
-}
-
-fn nested(kind: u16, attributes: &[DefaultNla]) -> DefaultNla {
-    let mut value = vec![0; attributes.buffer_len()];
-    attributes.emit(&mut value);
-    DefaultNla::new(kind | NESTED, value)
 }
 
 fn delete_request(family: IpFamily, entry: &Entry) -> NetfilterMessage {

@@ -176,6 +176,7 @@ mod tests {
             health_check_addresses: addresses,
             localhost_node_ports: false,
             pod_traffic: None,
+            virtual_servers: None,
         };
         let service = |(service, port, node_port, here): &(&str, &str, u16, &[u8])| {
             let ready_here = here.iter().map(|n| [10, 0, 0, *n].into()).collect();
@@ -185,6 +186,7 @@ mod tests {
                 local: Pool::default(),
                 affinity_seconds: None,
                 health_check: (*node_port > 0).then_some(HealthCheck { node_port: *node_port, ready_here }),
+                here: Pool::default(),
                 serving: Pool::default(),
                 endpoints: 0,
             };

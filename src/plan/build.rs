@@ -9,7 +9,7 @@ use smallvec::smallvec;
 
 use super::{
     Action, Backend, Frontend, HealthCheck, Listen, NodePlan, NodePortAddresses, PodTraffic, Pool, PoolKind, Routes,
-    ServicePlan, Source,
+    ServicePlan, Source, VirtualServerNode,
 };
 use crate::cluster::{PortEndpoint, Slices, endpoints_of};
 use crate::model::{Node, Service, ServicePort, ServicePortName};
@@ -33,6 +33,9 @@ pub struct Settings {
     pub detect_local: DetectLocal,
     /// Feature gate `AllowServiceExternalIPs`.
     pub external_ips: bool,
+    /// Virtual servers balance (IPVS), instead of rules: all packets to an address go to one pool, wherever they come
+    /// from, and where the Local policy finds no endpoint, that is the cluster's. (kube-proxy: `ipvs/proxier.go`.)
+    pub virtual_servers: bool,
 }
 
 /// `nodePortAddresses`
@@ -68,6 +71,7 @@ pub struct PlanContext {
     masquerade_all: bool,
     external_ips: bool,
     detects_pods: bool,
+    virtual_servers: bool,
 }
 
 // === impl Settings ===
@@ -120,9 +124,14 @@ impl Settings {
 pub fn node_plan(family: IpFamily, settings: &Settings, node: &Node, addresses: &[IpAddr]) -> NodePlan {
     let nets = settings.node_port_nets(family, node);
     let localhost_node_ports = settings.localhost_node_ports(family, node);
-    let within = |loopback: bool| match nets.is_empty() {
-        true => NodePortAddresses::All,
-        false => {
+    let virtual_servers = settings.virtual_servers.then(|| VirtualServerNode {
+        addresses: virtual_server_addresses(family, addresses),
+        masquerade_all: settings.masquerade_all,
+    });
+    let within = |loopback: bool| match (nets.is_empty(), &virtual_servers) {
+        (true, None) => NodePortAddresses::All,
+        (true, Some(node)) => NodePortAddresses::Only(node.addresses.clone()),
+        (false, _) => {
             let serves = |ip: &IpAddr| nets.iter().any(|net| net.contains(ip)) && (loopback || !ip.is_loopback());
             let mut only: Vec<IpAddr> = addresses.iter().copied().filter(serves).collect();
             only.sort();
@@ -136,7 +145,19 @@ pub fn node_plan(family: IpFamily, settings: &Settings, node: &Node, addresses: 
         health_check_addresses: within(true),
         localhost_node_ports,
         pod_traffic: pod_traffic(family, settings, node),
+        virtual_servers,
     }
+}
+
+/// Of the addresses of this node's interfaces, those that can have virtual servers for node ports. (kube-proxy:
+/// `getLocalAddresses`; addresses of IPv4 that are valid on one link only stay.)
+fn virtual_server_addresses(family: IpFamily, addresses: &[IpAddr]) -> Vec<IpAddr> {
+    let is_good = |ip: &IpAddr| {
+        let is_of_link = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+        IpFamily::of(*ip) == family && !ip.is_loopback() && !is_of_link
+    };
+    let good: BTreeSet<IpAddr> = addresses.iter().copied().filter(is_good).collect();
+    good.into_iter().collect()
 }
 
 fn pod_traffic(family: IpFamily, settings: &Settings, node: &Node) -> Option<PodTraffic> {
@@ -163,6 +184,7 @@ impl PlanContext {
             masquerade_all: settings.masquerade_all,
             external_ips: settings.external_ips,
             detects_pods: pod_traffic(family, settings, node).is_some(),
+            virtual_servers: settings.virtual_servers,
         }
     }
 
@@ -206,7 +228,10 @@ impl PlanContext {
         );
 
         let external = self.external_routes(service, &selected);
-        let allow_from = if selected.any { self.allow_from(service, &vips) } else { None };
+        // Without endpoints, rules refuse before they look who asks.
+        let is_restricted = selected.any || self.virtual_servers;
+        let allow_from = |own: &[IpAddr]| if is_restricted { self.allow_from(service, own) } else { None };
+        let allowed = allow_from(&vips);
         let mut frontends = Vec::new();
         let mut add = |listen, allow_from, routes| frontends.push(Frontend { listen, allow_from, routes });
         add(Listen::ClusterIp(cluster_ip, port.port), None, self.internal_routes(service, &selected));
@@ -214,7 +239,9 @@ impl PlanContext {
             add(Listen::ExternalIp(*ip, port.port), None, external.clone());
         }
         for ip in &vips {
-            add(Listen::LoadBalancerIp(*ip, port.port), allow_from.clone(), external.clone());
+            // A virtual server is a set of its own, which holds no addresses of others.
+            let allowed = if self.virtual_servers { allow_from(&[*ip]) } else { allowed.clone() };
+            add(Listen::LoadBalancerIp(*ip, port.port), allowed, external.clone());
         }
         if let Some(node_port) = port.node_port {
             add(Listen::NodePort(node_port), None, external);
@@ -237,6 +264,10 @@ impl PlanContext {
                 .health_check_node_port
                 .map(|node_port| HealthCheck { node_port, ready_here: ready_here(endpoints) }),
             serving,
+            here: match self.virtual_servers {
+                true => pool(&endpoints.iter().filter(|endpoint| endpoint.local).collect::<Vec<_>>()),
+                false => Pool::default(),
+            },
             endpoints: u32::try_from(endpoints.len()).unwrap_or(u32::MAX),
         }
     }
@@ -245,6 +276,7 @@ impl PlanContext {
     /// endpoint's answer would otherwise not pass through this node again.
     fn internal_routes(&self, service: &Service, selected: &SelectedEndpoints<'_>) -> Routes {
         let pool = match (service.internal_policy_local, selected.any) {
+            (is_local, _) if self.virtual_servers => only_pool(is_local, selected),
             (_, false) => return smallvec![(Source::Any, Action::Reject)],
             (true, true) if selected.local.is_empty() => return smallvec![(Source::Any, Action::Drop)],
             (true, true) => PoolKind::Local,
@@ -263,6 +295,10 @@ impl PlanContext {
     /// elsewhere stays here and keeps its source address.
     fn external_routes(&self, service: &Service, selected: &SelectedEndpoints<'_>) -> Routes {
         let cluster = |masquerade| Action::Balance { pool: PoolKind::Cluster, masquerade };
+        if self.virtual_servers {
+            let pool = only_pool(service.external_policy_local, selected);
+            return smallvec![(Source::Any, Action::Balance { pool, masquerade: !service.external_policy_local })];
+        }
         if !selected.any {
             return smallvec![(Source::Any, Action::Reject)];
         }
@@ -291,6 +327,14 @@ impl PlanContext {
         }
         let own = if ranges().any(|net| net.contains(&self.node_ip)) { vips } else { &[] };
         Some(ranges().chain(own.iter().copied().map(host_net)).collect())
+    }
+}
+
+/// The pool of a virtual server. (kube-proxy: without endpoints on this node, the Local policy is not heeded.)
+fn only_pool(is_local: bool, selected: &SelectedEndpoints<'_>) -> PoolKind {
+    match is_local && !selected.local.is_empty() {
+        true => PoolKind::Local,
+        false => PoolKind::Cluster,
     }
 }
 

@@ -110,6 +110,7 @@ impl Rig {
             node_port_addresses: NodePortSetting::Cidrs(Vec::new()),
             detect_local: DetectLocal::NodeCidr,
             external_ips: true,
+            virtual_servers: false,
         });
         let pace = Pace { min: Duration::from_secs(1), retry: Duration::from_secs(30), max: Duration::from_secs(3600) };
         let told = Listener::default();

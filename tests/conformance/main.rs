@@ -29,6 +29,7 @@ mod comparator;
 mod configurations;
 mod events;
 mod faults;
+mod ipvs;
 mod restores;
 mod samples;
 mod steps;

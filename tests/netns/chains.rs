@@ -157,6 +157,7 @@ fn settings(detect_local: DetectLocal, masquerade_all: bool) -> Settings {
         node_port_addresses: NodePortSetting::Cidrs(Vec::new()),
         detect_local,
         external_ips: true,
+        virtual_servers: false,
     }
 }
 

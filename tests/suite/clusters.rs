@@ -142,6 +142,7 @@ pub(crate) fn settings() -> impl Strategy<Value = Settings> {
                 node_port_addresses,
                 detect_local,
                 external_ips,
+                virtual_servers: false,
             }
         },
     )

@@ -63,6 +63,7 @@ fn settings() -> Settings {
         node_port_addresses: NodePortSetting::Cidrs(Vec::new()),
         detect_local: DetectLocal::ClusterCidr(vec!["10.128.0.0/9".parse().unwrap()]),
         external_ips: true,
+        virtual_servers: false,
     }
 }
 

@@ -34,3 +34,4 @@ mod traced;
 #[path = "../tracer/trace.rs"]
 mod tracer;
 mod verdicts;
+mod virtual_servers;

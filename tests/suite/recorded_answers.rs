@@ -109,6 +109,7 @@ async fn load_balancers_are_answered_as_by_kube_proxy() {
         node_port_addresses: NodePortSetting::Cidrs(Vec::new()),
         detect_local: DetectLocal::ClusterCidr(Vec::new()),
         external_ips: true,
+        virtual_servers: false,
     };
     let plan = pipeline::plan(&objects.cluster(), &settings, IpFamily::V4);
     let answers = health::answers(&plan);

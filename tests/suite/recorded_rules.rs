@@ -126,6 +126,7 @@ impl Config {
             node_port_addresses,
             detect_local,
             external_ips: true,
+            virtual_servers: false,
         };
         let bit = file.pointer("/iptables/masqueradeBit").map_or(14, |bit| bit.as_u64().unwrap());
         Config { settings, mark: 1 << bit }

@@ -65,6 +65,22 @@ fn cases_are_rendered_as_before() {
     }
 }
 
+#[test]
+fn virtual_servers_are_rendered_as_before() {
+    for case in ["affinity", "dual-stack", "etp-local", "etp-local-elsewhere", "lb-source-ranges", "loadbalancer"] {
+        let case = golden().join(case);
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = std::fs::read_to_string(case.join("config.yaml")).expect("the configuration");
+        assert!(config.contains("mode: iptables\n"), "{}", case.display());
+        let file = folder.path().join("config.yaml");
+        std::fs::write(&file, config.replace("mode: iptables\n", "mode: ipvs\n")).expect("write a file");
+        for family in ["IPv4", "IPv6"] {
+            let text = render(&case.join("input.yaml"), &file, family);
+            check_file(&case.join(format!("ipvs-{family}.txt")), &text);
+        }
+    }
+}
+
 /// Flags and environment variables choose the layout, beside a configuration file too.
 #[test]
 fn other_layouts_are_rendered() {

@@ -238,6 +238,10 @@ impl<'a> Walk<'a, '_> {
                 }
                 Match::Mark(mark) => (state.mark & mark.value.mask == mark.value.value) != mark.not,
                 Match::SourceIsLocal => self.source_is(&state, |ip| self.world.is_local(ip)),
+                Match::SourceIsNotLocal => !self.source_is(&state, |ip| self.world.is_local(ip)),
+                Match::NotFromBridge | Match::InSet { .. } | Match::ThroughVirtualServer { .. } => {
+                    panic!("no rule of iptables mode: {condition:?}")
+                }
                 Match::DestinationIsLocal => self.world.is_local(state.destination),
                 Match::ToItself(_) => self.source_is(&state, |ip| ip == state.destination),
                 Match::Transport(protocol, port) => {

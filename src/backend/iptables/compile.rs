@@ -3,9 +3,9 @@
 mod base;
 mod shared;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use super::names::{self, ChainName, ServiceChains};
 use super::ruleset::{Is, Match, Rule, Target};
@@ -76,13 +76,6 @@ impl Layout {
             bucketed_services: self.bucketed_services || other.bucketed_services,
             compact_endpoints: self.compact_endpoints || other.compact_endpoints,
         }
-    }
-}
-
-fn loopback(family: IpFamily) -> IpNet {
-    match family {
-        IpFamily::V4 => IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
-        IpFamily::V6 => host_net(Ipv6Addr::LOCALHOST.into()),
     }
 }
 
@@ -193,7 +186,7 @@ impl<'a> Compiler<'a> {
                         rule.transport(self.protocol, Some(port))
                     };
                     if self.style.localhost_node_ports && self.style.count_localhost {
-                        let counted = rule().sent_to(loopback(self.style.family));
+                        let counted = rule().sent_to(self.style.family.loopback());
                         shared.push((
                             Shared::NatNodePorts,
                             counted.with(Match::Nfacct(NFACCT_LOCALHOST_ACCEPTED.into())),
@@ -367,12 +360,8 @@ impl<'a> Compiler<'a> {
     }
 
     /// Limits a rule to traffic of this node's pods, or to all other traffic.
-    fn limit_to_pods(&self, mut rule: Rule, not: bool) -> Option<Rule> {
-        match self.style.pod_traffic.as_ref()? {
-            PodTraffic::Source(net) => rule.source = Some(Is { not, value: *net }),
-            PodTraffic::Interface(name) => rule.in_interface = Some(Is { not, value: name.clone() }),
-            PodTraffic::InterfacePrefix(prefix) => rule.in_interface = Some(Is { not, value: format!("{prefix}+") }),
-        }
-        Some(rule)
+    fn limit_to_pods(&self, rule: Rule, not: bool) -> Option<Rule> {
+        let value = self.style.pod_traffic.as_ref()?;
+        Some(rule.from_pods(Is { not, value }))
     }
 }

@@ -13,7 +13,7 @@ use netlink_packet_netfilter::{
 };
 
 use super::compile::{NFACCT_INVALID_DROPPED, NFACCT_LOCALHOST_ACCEPTED};
-use crate::netlink::Connection;
+use crate::netlink::{Bus, Connection};
 
 /// Which counters there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,7 +51,7 @@ impl Counters {
 }
 
 fn ensure(name: &str) -> io::Result<bool> {
-    let mut connection = Connection::open()?;
+    let mut connection = Connection::open(Bus::Netfilter)?;
     let mut succeeds = |message_type, flags| exchange(&mut connection, message_type, flags, name).map(drop);
     match succeeds(GET, NLM_F_REQUEST) {
         Ok(()) => Ok(true),
@@ -71,7 +71,7 @@ fn ensure(name: &str) -> io::Result<bool> {
 ///
 /// The kernel cannot be asked, or has no such counters at all.
 pub fn packets(name: &str) -> io::Result<Option<u64>> {
-    let attributes = match exchange(&mut Connection::open()?, GET, NLM_F_REQUEST, name) {
+    let attributes = match exchange(&mut Connection::open(Bus::Netfilter)?, GET, NLM_F_REQUEST, name) {
         Err(error) if error.raw_os_error() == Some(ENOENT) => return Ok(None),
         answer => answer?,
     };

@@ -19,7 +19,7 @@ use netlink_packet_netfilter::{
 use self::decode::Told;
 use super::names::ChainName;
 use crate::net::IpFamily;
-use crate::netlink::{Connection, End, HEADER, Message};
+use crate::netlink::{Bus, Connection, End, HEADER, Message};
 
 /// Chains of the nat table of one family, as the kernel holds them.
 pub trait Chains: Send + Sync {
@@ -118,7 +118,7 @@ impl Chains for Kernel {
         let request = || self.request(GET_CHAIN, &[(decode::CHAIN_TABLE, decode::TABLE)]);
         // One after the other, each with a zero at its end.
         let mut found = String::new();
-        self.list(&mut Connection::open()?, request, &mut found, String::clear, |found, message| {
+        self.list(&mut Connection::open(Bus::Netfilter)?, request, &mut found, String::clear, |found, message| {
             if let Some(name) = decode::chain(message) {
                 found.push_str(name);
                 found.push('\0');
@@ -129,7 +129,7 @@ impl Chains for Kernel {
     }
 
     fn rules(&self, chains: &[ChainName], rule: &mut dyn FnMut(&ChainName, Option<&str>)) -> io::Result<()> {
-        let mut connection = Connection::open()?;
+        let mut connection = Connection::open(Bus::Netfilter)?;
         let mut texts = Texts::default();
         for chain in chains {
             let names = [(decode::RULE_TABLE, decode::TABLE), (decode::RULE_CHAIN, chain.as_str())];

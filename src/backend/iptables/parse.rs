@@ -16,7 +16,7 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
-use super::render::{UNIT, one_in_for, to_itself};
+use super::render::{UNIT, one_in_for, protocol_number, to_itself};
 use super::ruleset::{Addresses, ConnStates, Is, Marking, Match, Rule, Target};
 use crate::net::{IpFamily, Protocol, host_net};
 use crate::plan::Backend;
@@ -64,6 +64,9 @@ enum Draft {
     Mark(Option<Is<Marking>>),
     Addrtype(Option<Match>),
     Bpf(Option<Match>),
+    Physdev(Option<Match>),
+    Set(Option<(String, String)>),
+    Ipvs { ip: Option<IpAddr>, protocol: Option<Protocol>, port: Option<u16> },
     Transport(Protocol, Option<u16>),
     Statistic { random: bool, one_in: Option<u32> },
     Recent(Recent),
@@ -120,6 +123,20 @@ impl Parser {
                 "--rcheck" => self.recent(&option)?.rcheck = true,
                 "--reap" => self.recent(&option)?.reap = true,
                 "--rsource" => drop(self.recent(&option)?),
+                "--physdev-is-in" if std::mem::take(&mut self.not) => {
+                    self.fill(&option, Match::NotFromBridge, |draft| match draft {
+                        Draft::Physdev(found) => Some(found),
+                        _ => None,
+                    })?;
+                }
+                "--match-set" => {
+                    let set = plain(&value()?).ok_or_else(|| ParseError::foreign(&option))?;
+                    let sides = plain(&value()?).ok_or_else(|| ParseError::foreign(&option))?;
+                    self.fill(&option, (set, sides), |draft| match draft {
+                        Draft::Set(found) => Some(found),
+                        _ => None,
+                    })?;
+                }
                 "--random-fully" => match &mut self.target {
                     Some(DraftTarget::Done(Target::Masquerade { random_fully })) => *random_fully = true,
                     _ => return Err(ParseError::foreign(&option)),
@@ -185,7 +202,12 @@ impl Parser {
                 })
             }
             "--src-type" | "--dst-type" if value == "LOCAL" => {
-                let local = if option == "--src-type" { Match::SourceIsLocal } else { Match::DestinationIsLocal };
+                let local = match (option, self.not) {
+                    ("--src-type", false) => Match::SourceIsLocal,
+                    ("--src-type", true) => Match::SourceIsNotLocal,
+                    _ => Match::DestinationIsLocal,
+                };
+                self.not &= local != Match::SourceIsNotLocal;
                 self.fill(option, local, |draft| match draft {
                     Draft::Addrtype(side) => Some(side),
                     _ => None,
@@ -197,6 +219,23 @@ impl Parser {
                     _ => None,
                 })
             }
+            "--vaddr" => {
+                let virtual_ip = value.parse().ok().filter(|ip| IpFamily::of(*ip) == self.family).ok_or_else(bad)?;
+                self.fill(option, virtual_ip, |draft| match draft {
+                    Draft::Ipvs { ip, .. } => Some(ip),
+                    _ => None,
+                })
+            }
+            "--vproto" => {
+                self.fill(option, protocol(value).or_else(|| numbered(value)).ok_or_else(bad)?, |draft| match draft {
+                    Draft::Ipvs { protocol, .. } => Some(protocol),
+                    _ => None,
+                })
+            }
+            "--vport" => self.fill(option, number(value).ok_or_else(bad)?, |draft| match draft {
+                Draft::Ipvs { port, .. } => Some(port),
+                _ => None,
+            }),
             "--dport" | "--destination-port" => self.destination_port(option, number(value).ok_or_else(bad)?),
             "--mode" if value == "random" => match self.matches.iter_mut().rev().find_map(Draft::statistic) {
                 Some((random, _)) => {
@@ -316,6 +355,9 @@ impl Draft {
             "mark" => Draft::Mark(None),
             "addrtype" => Draft::Addrtype(None),
             "bpf" => Draft::Bpf(None),
+            "physdev" => Draft::Physdev(None),
+            "set" => Draft::Set(None),
+            "ipvs" => Draft::Ipvs { ip: None, protocol: None, port: None },
             "statistic" => Draft::Statistic { random: false, one_in: None },
             "recent" => Draft::Recent(Recent::default()),
             _ => Draft::Transport(protocol(name).ok_or_else(|| ParseError::foreign(name))?, None),
@@ -335,7 +377,12 @@ impl Draft {
             Draft::Conntrack(states) => states.map(Match::ConnState),
             Draft::Nfacct(name) => name.map(|name| Match::Nfacct(name.into())),
             Draft::Mark(mark) => mark.map(Match::Mark),
-            Draft::Addrtype(found) | Draft::Bpf(found) => found,
+            Draft::Addrtype(found) | Draft::Bpf(found) | Draft::Physdev(found) => found,
+            Draft::Set(found) => found.map(|(set, sides)| Match::InSet { set: set.into(), sides: sides.into() }),
+            Draft::Ipvs { ip: Some(ip), protocol: Some(protocol), port: Some(port) } => {
+                Some(Match::ThroughVirtualServer { ip, protocol, port })
+            }
+            Draft::Ipvs { .. } => None,
             Draft::Transport(protocol, port) => {
                 (rule.protocol == Some(protocol)).then_some(Match::Transport(protocol, port))
             }
@@ -420,6 +467,11 @@ fn plain(text: &str) -> Option<String> {
 
 fn protocol(text: &str) -> Option<Protocol> {
     [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|protocol| protocol.lower() == text)
+}
+
+fn numbered(text: &str) -> Option<Protocol> {
+    let all = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+    all.into_iter().find(|protocol| protocol_number(*protocol) == text)
 }
 
 fn number<T: FromStr>(text: &str) -> Option<T> {

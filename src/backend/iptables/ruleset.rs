@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use super::names::ChainName;
 use crate::net::{IpFamily, Protocol};
-use crate::plan::Backend;
+use crate::plan::{Backend, PodTraffic};
 
 /// A table of rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -78,8 +78,28 @@ pub enum Match {
     Mark(Is<Marking>),
     /// The source is one of the node's own addresses.
     SourceIsLocal,
+    /// The source is none of the node's own addresses.
+    SourceIsNotLocal,
     /// The destination is one of the node's own addresses.
     DestinationIsLocal,
+    /// It did not come in through a port of a bridge.
+    NotFromBridge,
+    /// A set of addresses has these sides of the packet (`dst,dst`: destination and its port; then perhaps `src`).
+    InSet {
+        /// Name of the set.
+        set: Cow<'static, str>,
+        /// Which sides, separated by commas.
+        sides: Cow<'static, str>,
+    },
+    /// It belongs to a connection through a virtual server of IPVS.
+    ThroughVirtualServer {
+        /// Address of the virtual server.
+        ip: IpAddr,
+        /// Its protocol.
+        protocol: Protocol,
+        /// Its port.
+        port: u16,
+    },
     /// Source and destination are the same address. (A program for `-m bpf`: no module of the kernel
     /// compares them.)
     ToItself(IpFamily),
@@ -283,6 +303,16 @@ impl Rule {
     /// From outside a network only.
     pub fn not_from(mut self, net: IpNet) -> Rule {
         self.source = Some(Is::not_so(net));
+        self
+    }
+
+    /// From pods of this node only, or from anybody else.
+    pub fn from_pods(mut self, Is { not, value }: Is<&PodTraffic>) -> Rule {
+        match value {
+            PodTraffic::Source(net) => self.source = Some(Is { not, value: *net }),
+            PodTraffic::Interface(name) => self.in_interface = Some(Is { not, value: name.clone() }),
+            PodTraffic::InterfacePrefix(prefix) => self.in_interface = Some(Is { not, value: format!("{prefix}+") }),
+        }
         self
     }
 

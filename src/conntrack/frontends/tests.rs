@@ -36,6 +36,7 @@ fn service(listen: &[Listen], serving: &[&str]) -> Arc<ServicePlan> {
         local: Pool::default(),
         affinity_seconds: None,
         health_check: None,
+        here: Pool::default(),
         serving: serving.iter().map(|endpoint| backend(endpoint)).collect(),
         endpoints: 0,
     })
@@ -60,6 +61,7 @@ fn node_plan(addresses: NodePortAddresses) -> Arc<NodePlan> {
         health_check_addresses: NodePortAddresses::All,
         localhost_node_ports: true,
         pod_traffic: None,
+        virtual_servers: None,
     })
 }
 

@@ -111,6 +111,7 @@ impl Rig {
                 health_check_addresses: NodePortAddresses::All,
                 localhost_node_ports: true,
                 pod_traffic: None,
+                virtual_servers: None,
             };
             Plan::new(Arc::new(node), BTreeMap::new())
         });
@@ -129,6 +130,7 @@ impl Rig {
             local: Pool::default(),
             affinity_seconds: None,
             health_check: None,
+            here: Pool::default(),
             serving: pods.iter().map(|pod| backend(POD[family][*pod])).collect(),
             endpoints: 0,
         };

@@ -194,6 +194,7 @@ pub(super) fn plan(state: &ClusterState, family: IpFamily) -> Plan {
         node_port_addresses: NodePortSetting::Primary,
         detect_local: DetectLocal::ClusterCidr(vec!["10.0.0.0/8".parse().expect("a network")]),
         external_ips: true,
+        virtual_servers: false,
     };
     pipeline::plan(state, &settings, family)
 }

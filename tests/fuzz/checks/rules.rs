@@ -75,7 +75,7 @@ fn side(seed: &mut Unstructured<'_>, family: IpFamily) -> Result<Option<Is<IpNet
 }
 
 fn condition(seed: &mut Unstructured<'_>, family: IpFamily, protocol: Option<Protocol>) -> Result<Match> {
-    Ok(match (seed.int_in_range(0..=9)?, protocol) {
+    Ok(match (seed.int_in_range(0..=12)?, protocol) {
         (0, _) => Match::Comment(seed.arbitrary::<String>()?.into()),
         (1, _) => Match::ConnState(is(seed, states)?),
         (2, _) => Match::Nfacct(word(seed, 31)?.into()),
@@ -85,6 +85,16 @@ fn condition(seed: &mut Unstructured<'_>, family: IpFamily, protocol: Option<Pro
         // Beyond, several numbers share the kernel's nearest value.
         (6, _) => Match::OneIn(seed.int_in_range(1..=40_000)?),
         (7, _) => Match::RecentlySeen { list: word(seed, 28)?.into(), seconds: seed.arbitrary()?, family },
+        (9, _) => Match::InSet { set: word(seed, 31)?.into(), sides: word(seed, 11)?.into() },
+        (10, _) => Match::ThroughVirtualServer {
+            ip: address(seed, family)?,
+            protocol: *seed.choose(&[Protocol::Tcp, Protocol::Udp, Protocol::Sctp])?,
+            port: seed.arbitrary()?,
+        },
+        (11, _) => match seed.arbitrary()? {
+            true => Match::SourceIsNotLocal,
+            false => Match::NotFromBridge,
+        },
         (8, _) | (_, None) => Match::Remember { list: word(seed, 28)?.into(), family },
         (_, Some(protocol)) => Match::Transport(protocol, seed.arbitrary()?),
     })

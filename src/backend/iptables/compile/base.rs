@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{Layout, NFACCT_INVALID_DROPPED, Style, loopback};
+use super::{Layout, NFACCT_INVALID_DROPPED, Style};
 use crate::backend::iptables::names::{self, ChainName};
 use crate::backend::iptables::ruleset::{ConnStates, Is, Marking, Match, Rule, Table, Target};
 use crate::net::{IpFamily, host_net};
@@ -95,7 +95,7 @@ pub fn base(node: &NodePlan, style: &Style) -> BaseRules {
     ];
     if style.localhost_node_ports {
         let answered = ConnStates::RELATED.or(ConnStates::ESTABLISHED).or(ConnStates::DNAT);
-        let loopback = loopback(style.family);
+        let loopback = style.family.loopback();
         let rule = Rule::to(Target::Drop)
             .not_from(loopback)
             .sent_to(loopback)
@@ -121,7 +121,7 @@ fn tail(node: &NodePlan, style: &Style) -> Vec<Rule> {
     };
     match &node.node_port_addresses {
         NodePortAddresses::All if style.localhost_node_ports => vec![rule().with(Match::DestinationIsLocal)],
-        NodePortAddresses::All => vec![rule().with(Match::DestinationIsLocal).not_sent_to(loopback(style.family))],
+        NodePortAddresses::All => vec![rule().with(Match::DestinationIsLocal).not_sent_to(style.family.loopback())],
         NodePortAddresses::Only(addresses) => addresses.iter().map(|ip| rule().sent_to(host_net(*ip))).collect(),
     }
 }

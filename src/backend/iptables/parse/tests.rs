@@ -214,7 +214,16 @@ fn one_match(family: IpFamily, protocol: Option<Protocol>) -> BoxedStrategy<Matc
         "[a-z_]{1,31}".prop_map(|name| Match::Nfacct(name.into())),
         is(marking_()).prop_map(Match::Mark),
         Just(Match::SourceIsLocal),
+        Just(Match::SourceIsNotLocal),
         Just(Match::DestinationIsLocal),
+        Just(Match::NotFromBridge),
+        ("[A-Z0-9-]{1,31}", "(src|dst)(,(src|dst)){0,2}")
+            .prop_map(|(set, sides)| Match::InSet { set: set.into(), sides: sides.into() }),
+        (protocol_(), any::<u16>()).prop_map(move |(protocol, port)| Match::ThroughVirtualServer {
+            ip: family.everything().addr(),
+            protocol,
+            port
+        }),
         Just(Match::ToItself(family)),
         (1..40_000u32).prop_map(Match::OneIn),
         (name(), 1..=86_400u32).prop_map(move |(list, seconds)| Match::RecentlySeen {
