@@ -236,7 +236,7 @@ mod tests {
         };
         check(Duration::from_millis(20), s(1));
         check(Duration::from_millis(1_100), Duration::from_millis(2_200));
-        check(s(20), s(5));
+        check(s(20), s(6));
     }
 
     #[test]
