@@ -24,7 +24,7 @@ use crate::cluster::{ClusterState, Event};
 use crate::model::{EndpointSlice, Node, Service, wire};
 use crate::net::{IpFamily, Protocol};
 use crate::plan::Plan;
-use crate::plan::build::{DetectLocal, NodePortSetting, PlanContext, Settings, node_plan};
+use crate::plan::build::{self, DetectLocal, NodePortSetting, Settings};
 
 pub use cluster::{Cluster, NODE, cluster};
 
@@ -42,13 +42,11 @@ pub fn settings(node: &str, pods: &str) -> Settings {
     }
 }
 
-/// The Plan of everything in a cluster, of which the Node is known.
+/// The Plan of everything in a cluster, of which the Node is known. Unless it was told otherwise, the node's interfaces
+/// hold the addresses of its Node object.
 pub fn plan(state: &ClusterState, settings: &Settings, family: IpFamily) -> Plan {
     let node = state.node().expect("a Node");
-    let context = PlanContext::new(family, settings, node);
-    let planned = state.services().flat_map(|(service, slices)| context.plan(service, slices));
-    let services = planned.map(|(name, plan)| (name, Arc::new(plan))).collect();
-    Plan::new(Arc::new(node_plan(family, settings, node, &node.addresses)), services)
+    build::plan(state, family, settings, node, state.addresses().unwrap_or(&node.addresses))
 }
 
 /// A Service of the namespace `default`, without addresses and ports so far.

@@ -71,8 +71,8 @@ const EXPLAINED: u16 = 0x200;
 const CAPPED: u16 = 0x100;
 /// `NLMSGERR_ATTR_MSG`
 const WORDS: u16 = 1;
-/// `NLA_F_NESTED`
-const NESTED: u16 = 1 << 15;
+/// `NLA_F_NESTED`: in the type of an attribute that consists of attributes.
+pub const NESTED: u16 = 1 << 15;
 /// `MSG_TRUNC`: tell the true length of a datagram that does not fit.
 const MSG_TRUNC: i32 = 0x20;
 
@@ -238,8 +238,17 @@ pub fn encode<R: NetlinkSerializable>(request: R, flags: u16, sequence: u32) -> 
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Bytes as tests write down what was captured: two hexadecimal digits are one; `00*4` are four.
+    pub(crate) fn bytes(text: &str) -> Vec<u8> {
+        let word = |word: &str| {
+            let (byte, times) = word.split_once('*').unwrap_or((word, "1"));
+            vec![u8::from_str_radix(byte, 16).unwrap(); times.parse().unwrap()]
+        };
+        text.split_whitespace().flat_map(word).collect()
+    }
 
     /// What a kernel says to a request it refuses with `EINVAL`: how much of it is repeated, and then `attributes`.
     #[track_caller]

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ferrule::sync::pacer::LONGEST_PAUSE;
 use serde::{Deserialize, Serialize};
 
 use crate::api::{Api, Kind};
@@ -19,7 +20,7 @@ use crate::options::RulesLayout;
 use crate::process::{Usage, await_quiet_machine};
 use crate::proxy::{Proxy, Subject};
 use crate::rules::Rules;
-use crate::world::{INTERVAL, LONGEST_PAUSE, PROBES, Variant, World, await_endpoint, call, call_within};
+use crate::world::{INTERVAL, PROBES, Variant, World, await_endpoint, call, call_within};
 
 /// What is to be done, as one process tells another.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -142,8 +142,6 @@ pub const METRICS: &str = "127.0.0.1:10249";
 
 /// The least time between two syncs that proxies are configured with.
 pub const INTERVAL: Duration = Duration::from_secs(1);
-/// The longest pause that ferrule makes after a write (src/sync/pacer.rs).
-pub const LONGEST_PAUSE: Duration = Duration::from_secs(6);
 
 /// Moves the calling thread into a new namespace; those it starts are in there, too.
 #[expect(deprecated, reason = "the unsafe twin is for flags that touch memory or files; the network is neither")]

@@ -1,6 +1,5 @@
 //! `ferrule render`: the rules a first full sync would give to the kernel, without touching it.
 
-use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -17,7 +16,7 @@ use crate::config::{self, ProxyMode, Remark};
 use crate::model::Node;
 use crate::net::IpFamily;
 use crate::plan::Plan;
-use crate::plan::build::{PlanContext, Settings, node_plan};
+use crate::plan::build::{self, Settings};
 use crate::source::manifests;
 
 /// Prints the rules of the given family, or of both. Files that cannot be used are named on
@@ -107,11 +106,5 @@ fn plan(events: impl IntoIterator<Item = Event>, settings: &Settings, family: Ip
     }
     let unknown = Arc::new(Node::default());
     let node = state.node().unwrap_or(&unknown);
-    let context = PlanContext::new(family, settings, node);
-    let services: BTreeMap<_, _> = state
-        .services()
-        .flat_map(|(service, slices)| context.plan(service, slices))
-        .map(|(name, plan)| (name, Arc::new(plan)))
-        .collect();
-    Plan::new(Arc::new(node_plan(family, settings, node, &node.addresses)), services)
+    build::plan(&state, family, settings, node, &node.addresses)
 }

@@ -113,7 +113,7 @@ fn config(flags: &Flags, written: KubeProxyConfiguration, gates: FeatureGates) -
     let mark = u32::try_from(written.masquerade_bit()).ok().and_then(|bit| 1u32.checked_shl(bit));
     Ok(Config {
         mode,
-        planning: settings(&written, node_name(&written, &action)?, &gates)?,
+        planning: settings(&written, mode, node_name(&written, &action)?, &gates)?,
         action,
         cluster_cidrs: cluster_cidrs(&written),
         masquerade_mark: mark.ok_or_else(|| unchecked("masqueradeBit", &written.masquerade_bit().to_string()))?,
@@ -181,6 +181,7 @@ fn node_name(written: &KubeProxyConfiguration, action: &Action) -> Result<String
 
 fn settings(
     written: &KubeProxyConfiguration,
+    mode: ProxyMode,
     node_name: String,
     gates: &FeatureGates,
 ) -> Result<Settings, ConfigError> {
@@ -207,7 +208,7 @@ fn settings(
         node_port_addresses,
         detect_local,
         external_ips: gates.enabled("AllowServiceExternalIPs"),
-        virtual_servers: written.mode == "ipvs",
+        virtual_servers: mode == ProxyMode::Ipvs,
     })
 }
 

@@ -12,7 +12,7 @@ use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage, 
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
 
 use super::Flow;
-use crate::net::IpFamily;
+use crate::net::{self, IpFamily};
 use crate::netlink::{self, Bus, Connection, nested};
 use crate::plan::Backend;
 
@@ -90,7 +90,6 @@ const FILTER_ORIG_FLAGS: u16 = 1;
 const FILTER_REPLY_FLAGS: u16 = 2;
 /// `CTA_FILTER_FLAG(CTA_PROTO_NUM)`: of the tuple, compare the protocol.
 const FILTER_BY_PROTOCOL: u32 = 1 << 3;
-const IPPROTO_UDP: u8 = 17;
 
 const ENOENT: i32 = 2;
 const EINTR: i32 = 4;
@@ -189,7 +188,10 @@ fn list_request(family: IpFamily, filters: bool) -> NetfilterMessage {
     let attributes = match filters {
         false => Vec::new(),
         true => vec![
-            nested(TUPLE_ORIG, &[nested(TUPLE_PROTO, &[DefaultNla::new(PROTO_NUM, vec![IPPROTO_UDP])])]),
+            nested(
+                TUPLE_ORIG,
+                &[nested(TUPLE_PROTO, &[DefaultNla::new(PROTO_NUM, vec![net::Protocol::Udp.number()])])],
+            ),
             nested(
                 FILTER,
                 &[

@@ -8,10 +8,10 @@ use ipnet::IpNet;
 use smallvec::smallvec;
 
 use super::{
-    Action, Backend, Frontend, HealthCheck, Listen, NodePlan, NodePortAddresses, PodTraffic, Pool, PoolKind, Routes,
-    ServicePlan, Source, VirtualServerNode,
+    Action, Backend, Frontend, HealthCheck, Listen, NodePlan, NodePortAddresses, Plan, PodTraffic, Pool, PoolKind,
+    Routes, ServicePlan, Source, VirtualServerNode,
 };
-use crate::cluster::{PortEndpoint, Slices, endpoints_of};
+use crate::cluster::{ClusterState, PortEndpoint, Slices, endpoints_of};
 use crate::model::{Node, Service, ServicePort, ServicePortName};
 use crate::net::{IpFamily, Protocol, host_net};
 use crate::topology::{self, SelectedEndpoints};
@@ -118,6 +118,14 @@ impl Settings {
         let covers = |net: &IpNet| net.addr().is_loopback() || net.contains(&IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)));
         self.localhost_node_ports && family == IpFamily::V4 && (nets.is_empty() || nets.iter().any(covers))
     }
+}
+
+/// Plans everything in a cluster, for a node whose interfaces hold `addresses`.
+pub fn plan(state: &ClusterState, family: IpFamily, settings: &Settings, node: &Node, addresses: &[IpAddr]) -> Plan {
+    let context = PlanContext::new(family, settings, node);
+    let planned = state.services().flat_map(|(service, slices)| context.plan(service, slices));
+    let services = planned.map(|(name, plan)| (name, Arc::new(plan))).collect();
+    Plan::new(Arc::new(node_plan(family, settings, node, addresses)), services)
 }
 
 /// Plans what does not belong to one Service. `addresses` are those of this node's interfaces.

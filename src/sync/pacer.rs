@@ -19,7 +19,7 @@ pub type Instant = Duration;
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
 /// The pause after a sync that took long is at most that long, unless `min` is longer.
-const LONGEST_PAUSE: Duration = Duration::from_secs(6);
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(6);
 
 /// Limits of the pace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,16 +5,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
 
 use ferrule::backend::ipvs::compile::Style;
 use ferrule::backend::ipvs::render::Whole;
-use ferrule::cluster::ClusterState;
+use ferrule::cluster::{ClusterState, Event};
 use ferrule::config::flags::{self, Invocation};
 use ferrule::config::{self, Config};
+use ferrule::fixtures;
 use ferrule::net::IpFamily;
-use ferrule::plan::Plan;
-use ferrule::plan::build::{PlanContext, node_plan};
 
 use crate::objects::{Objects, Step};
 use crate::recording::{golden, read};
@@ -72,13 +70,10 @@ impl State {
             cluster.apply(event);
         }
         let addresses: Vec<IpAddr> = ADDRESSES.iter().map(|ip| ip.parse().expect("an address")).collect();
-        let (settings, node) = (&config.planning, cluster.node().expect("the Node"));
+        cluster.apply(Event::Addresses(addresses.into()));
         let mut state = State::default();
         for family in IpFamily::BOTH {
-            let context = PlanContext::new(family, settings, node);
-            let planned = cluster.services().flat_map(|(service, slices)| context.plan(service, slices));
-            let services = planned.map(|(name, plan)| (name, Arc::new(plan))).collect();
-            let plan = Plan::new(Arc::new(node_plan(family, settings, node, &addresses)), services);
+            let plan = fixtures::plan(&cluster, &config.planning, family);
             let style = Style {
                 scheduler: config.ipvs.scheduler.parse().expect("a scheduler"),
                 mark: config.masquerade_mark,

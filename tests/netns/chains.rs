@@ -1,7 +1,6 @@
 //! Chains of the nat table read over netlink: what the programs of nf_tables wrote, and what they print.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use ferrule::backend::iptables::apply::{self, first_input};
 use ferrule::backend::iptables::compile::Layout;
@@ -9,11 +8,11 @@ use ferrule::backend::iptables::names::{ChainName, byte_of_addresses};
 use ferrule::backend::iptables::netlink::Counters;
 use ferrule::backend::iptables::nft::{Chains, Kernel};
 use ferrule::cluster::{ClusterState, Event};
-use ferrule::fixtures::{NodeFixture, ServiceFixture, SliceFixture, node, service, slice};
+use ferrule::fixtures::{self, NodeFixture, ServiceFixture, SliceFixture, node, service, slice};
 use ferrule::model::Kind;
 use ferrule::net::{IpFamily, Protocol};
 use ferrule::plan::Plan;
-use ferrule::plan::build::{DetectLocal, NodePortSetting, PlanContext, Settings, node_plan};
+use ferrule::plan::build::{DetectLocal, NodePortSetting, Settings};
 use tempfile::TempDir;
 
 use crate::tools::{Tools, Variant};
@@ -177,11 +176,7 @@ fn plan(family: Family, settings: &Settings, services: &[(ServiceFixture, SliceF
     for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
         tell(Event::Synced(kind));
     }
-    let node = state.node().unwrap();
-    let context = PlanContext::new(family, settings, node);
-    let planned = state.services().flat_map(|(service, slices)| context.plan(service, slices));
-    let services = planned.map(|(name, plan)| (name, Arc::new(plan))).collect();
-    Plan::new(Arc::new(node_plan(family, settings, node, &node.addresses)), services)
+    fixtures::plan(&state, settings, family)
 }
 
 /// The rules of the nat table in the input of a restore.

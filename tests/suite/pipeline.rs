@@ -8,10 +8,11 @@ use ferrule::backend::iptables::compile::{self, Layout, ServiceRules, Shared, St
 use ferrule::backend::iptables::names::ChainName;
 use ferrule::backend::iptables::ruleset::{Rule, Table};
 use ferrule::cluster::{ClusterState, Event};
+use ferrule::fixtures;
 use ferrule::model::{EndpointSlice, Kind, Node, Service};
 use ferrule::net::IpFamily;
 use ferrule::plan::Plan;
-use ferrule::plan::build::{PlanContext, Settings, node_plan};
+use ferrule::plan::build::Settings;
 
 /// The rules of every chain.
 pub(crate) type Chains = BTreeMap<(Table, ChainName), Vec<Rule>>;
@@ -44,12 +45,8 @@ pub(crate) fn cluster(
 
 /// The Plan of one family.
 pub(crate) fn plan(state: &ClusterState, settings: &Settings, family: IpFamily) -> Plan {
-    let node = state.node().expect("the cluster has its node");
-    let addresses = state.addresses().expect("the cluster has its node's addresses");
-    let context = PlanContext::new(family, settings, node);
-    let services = state.services().flat_map(|(service, slices)| context.plan(service, slices).collect::<Vec<_>>());
-    let services = services.map(|(name, plan)| (name, Arc::new(plan))).collect();
-    Plan::new(Arc::new(node_plan(family, settings, node, addresses)), services)
+    assert!(state.addresses().is_some(), "the cluster has its node's addresses");
+    fixtures::plan(state, settings, family)
 }
 
 /// How rules are written for a Plan on a kernel that has everything.

@@ -9,8 +9,6 @@ use ferrule::backend::ipvs::netlink::{
 };
 use ferrule::net::Protocol;
 
-const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-
 /// A table without virtual servers, of a network namespace that this thread is in from now on.
 fn table() -> Ipvs {
     let loaded = Command::new("modprobe").args(["-a", "ip_vs", "nf_conntrack"]).status().expect("modprobe");
@@ -65,7 +63,7 @@ fn every_scheduler_for_every_protocol_and_family() {
     }
     let mut expected = Vec::new();
     for (port, scheduler) in (1..).zip(&schedulers) {
-        for protocol in PROTOCOLS {
+        for protocol in Protocol::ALL {
             for ip in ["10.96.0.1", "[fd00:96::1]"] {
                 let server = plain(address(protocol, &format!("{ip}:{port}")), scheduler);
                 table.add_virtual(server).unwrap_or_else(|error| panic!("{error}"));
@@ -117,7 +115,7 @@ fn real_servers_come_change_and_go() {
         ("10.96.0.1:80", ["10.244.0.5:8080", "10.244.1.5:8080"]),
         ("[fd00:96::1]:80", ["[fd00:10::5]:8080", "[fd00:11::5]:8080"]),
     ] {
-        for protocol in PROTOCOLS {
+        for protocol in Protocol::ALL {
             let of = address(protocol, of);
             table.add_virtual(plain(of, "rr")).unwrap();
             assert_eq!(table.real_servers(of).unwrap(), []);

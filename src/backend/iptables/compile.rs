@@ -13,7 +13,7 @@ use crate::model::ServicePortName;
 use crate::net::{IpFamily, Protocol, host_net};
 use crate::plan::{Action, Frontend, Listen, PodTraffic, PoolKind, ServicePlan, Source};
 
-pub use self::base::{BaseRules, base};
+pub use self::base::{BaseRules, base, forward_marked, masquerade_marked};
 pub use self::shared::Shared;
 
 /// Counter of packets that [`names::FORWARD`] drops as invalid.

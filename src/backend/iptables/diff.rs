@@ -431,31 +431,39 @@ pub struct Jump {
 
 /// kube-proxy's jumps, in the order in which it puts each at the head of its chain.
 pub const JUMPS: [Jump; 14] = {
-    const fn jump(table: Table, from: &'static str, to: &'static str, new_only: bool, comment: &'static str) -> Jump {
-        Jump { table, from, to, new_only, comment }
-    }
     use Table::{Filter, Nat};
     [
-        jump(Filter, "INPUT", "KUBE-EXTERNAL-SERVICES", true, "kubernetes externally-visible service portals"),
-        jump(Filter, "FORWARD", "KUBE-EXTERNAL-SERVICES", true, "kubernetes externally-visible service portals"),
-        jump(Filter, "INPUT", "KUBE-NODEPORTS", false, "kubernetes health check service ports"),
-        jump(Filter, "FORWARD", "KUBE-SERVICES", true, "kubernetes service portals"),
-        jump(Filter, "OUTPUT", "KUBE-SERVICES", true, "kubernetes service portals"),
-        jump(Filter, "FORWARD", "KUBE-FORWARD", false, "kubernetes forwarding rules"),
-        jump(Filter, "INPUT", "KUBE-PROXY-FIREWALL", true, "kubernetes load balancer firewall"),
-        jump(Filter, "OUTPUT", "KUBE-PROXY-FIREWALL", true, "kubernetes load balancer firewall"),
-        jump(Filter, "FORWARD", "KUBE-PROXY-FIREWALL", true, "kubernetes load balancer firewall"),
-        jump(Nat, "OUTPUT", "KUBE-SERVICES", false, "kubernetes service portals"),
-        jump(Nat, "PREROUTING", "KUBE-SERVICES", false, "kubernetes service portals"),
-        jump(Nat, "POSTROUTING", "KUBE-POSTROUTING", false, "kubernetes postrouting rules"),
-        jump(Filter, "INPUT", "KUBE-FIREWALL", false, ""),
-        jump(Filter, "OUTPUT", "KUBE-FIREWALL", false, ""),
+        Jump::new(Filter, "INPUT", "KUBE-EXTERNAL-SERVICES", true, "kubernetes externally-visible service portals"),
+        Jump::new(Filter, "FORWARD", "KUBE-EXTERNAL-SERVICES", true, "kubernetes externally-visible service portals"),
+        Jump::new(Filter, "INPUT", "KUBE-NODEPORTS", false, "kubernetes health check service ports"),
+        Jump::new(Filter, "FORWARD", "KUBE-SERVICES", true, "kubernetes service portals"),
+        Jump::new(Filter, "OUTPUT", "KUBE-SERVICES", true, "kubernetes service portals"),
+        Jump::new(Filter, "FORWARD", "KUBE-FORWARD", false, "kubernetes forwarding rules"),
+        Jump::new(Filter, "INPUT", "KUBE-PROXY-FIREWALL", true, "kubernetes load balancer firewall"),
+        Jump::new(Filter, "OUTPUT", "KUBE-PROXY-FIREWALL", true, "kubernetes load balancer firewall"),
+        Jump::new(Filter, "FORWARD", "KUBE-PROXY-FIREWALL", true, "kubernetes load balancer firewall"),
+        Jump::new(Nat, "OUTPUT", "KUBE-SERVICES", false, "kubernetes service portals"),
+        Jump::new(Nat, "PREROUTING", "KUBE-SERVICES", false, "kubernetes service portals"),
+        Jump::new(Nat, "POSTROUTING", "KUBE-POSTROUTING", false, "kubernetes postrouting rules"),
+        Jump::new(Filter, "INPUT", "KUBE-FIREWALL", false, ""),
+        Jump::new(Filter, "OUTPUT", "KUBE-FIREWALL", false, ""),
     ]
 };
 
 // === impl Jump ===
 
 impl Jump {
+    /// A jump, with an empty comment for none.
+    pub const fn new(
+        table: Table,
+        from: &'static str,
+        to: &'static str,
+        new_only: bool,
+        comment: &'static str,
+    ) -> Jump {
+        Jump { table, from, to, new_only, comment }
+    }
+
     /// Its rule as text.
     pub fn rule(&self) -> String {
         use super::ruleset::{ConnStates, Is, Match};

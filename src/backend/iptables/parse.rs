@@ -16,7 +16,7 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
-use super::render::{UNIT, one_in_for, protocol_number, to_itself};
+use super::render::{UNIT, one_in_for, to_itself};
 use super::ruleset::{Addresses, ConnStates, Is, Marking, Match, Rule, Target};
 use crate::net::{IpFamily, Protocol, host_net};
 use crate::plan::Backend;
@@ -226,12 +226,14 @@ impl Parser {
                     _ => None,
                 })
             }
-            "--vproto" => {
-                self.fill(option, protocol(value).or_else(|| numbered(value)).ok_or_else(bad)?, |draft| match draft {
+            "--vproto" => self.fill(
+                option,
+                protocol(value).or_else(|| Protocol::from_number(number(value)?)).ok_or_else(bad)?,
+                |draft| match draft {
                     Draft::Ipvs { protocol, .. } => Some(protocol),
                     _ => None,
-                })
-            }
+                },
+            ),
             "--vport" => self.fill(option, number(value).ok_or_else(bad)?, |draft| match draft {
                 Draft::Ipvs { port, .. } => Some(port),
                 _ => None,
@@ -466,12 +468,7 @@ fn plain(text: &str) -> Option<String> {
 }
 
 fn protocol(text: &str) -> Option<Protocol> {
-    [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|protocol| protocol.lower() == text)
-}
-
-fn numbered(text: &str) -> Option<Protocol> {
-    let all = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-    all.into_iter().find(|protocol| protocol_number(*protocol) == text)
+    Protocol::ALL.into_iter().find(|protocol| protocol.lower() == text)
 }
 
 fn number<T: FromStr>(text: &str) -> Option<T> {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::ruleset::{Addresses, ConnStates, Is, Marking, Match, Rule, Target};
-use crate::net::{IpFamily, Protocol};
+use crate::net::IpFamily;
 use crate::plan::Backend;
 
 /// The text after `-A CHAIN `.
@@ -84,7 +84,9 @@ impl Match {
             Match::NotFromBridge => text.push_str("physdev ! --physdev-is-in"),
             Match::InSet { set, sides } => text.extend(["set --match-set ", set, " ", sides]),
             Match::ThroughVirtualServer { ip, protocol, port } => {
-                text.extend(["ipvs --vproto ", protocol_number(*protocol), " --vaddr "]);
+                text.push_str("ipvs --vproto ");
+                number(text, protocol.number());
+                text.push_str(" --vaddr ");
                 address(text, *ip);
                 text.push_str(" --vport ");
                 number(text, *port);
@@ -187,15 +189,6 @@ pub(super) fn backend(text: &mut String, Backend { ip, port }: &Backend) {
     }
     text.push(':');
     number(text, *port);
-}
-
-/// As IP headers have it.
-pub(super) fn protocol_number(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Tcp => "6",
-        Protocol::Udp => "17",
-        Protocol::Sctp => "132",
-    }
 }
 
 fn marking(text: &mut String, Marking { value, mask }: Marking) {

@@ -224,6 +224,15 @@ impl Addresses {
     }
 }
 
+// === impl Marking ===
+
+impl Marking {
+    /// A bit that is set, whatever the others are.
+    pub fn bit(bit: u32) -> Marking {
+        Marking { value: bit, mask: bit }
+    }
+}
+
 // === impl ConnStates ===
 
 impl ConnStates {

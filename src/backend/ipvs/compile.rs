@@ -11,7 +11,7 @@ use crate::model::ServicePortName;
 use crate::net::{Protocol, host_net};
 use crate::plan::{Action, Backend, Frontend, Listen, NodePlan, NodePortAddresses, PoolKind, ServicePlan};
 
-pub use self::glue::{Glue, glue};
+pub use self::glue::{JUMPS, glue};
 
 /// What all this depends on besides the Plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub struct ServiceRules {
 }
 
 /// The scheduler for which kube-proxy asks that clients' ports count.
-const MAGLEV: &str = "mh";
+pub const MAGLEV: &str = "mh";
 
 /// Compiles one Service port.
 pub fn service(name: &ServicePortName, plan: &ServicePlan, node: &NodePlan, style: &Style) -> ServiceRules {

@@ -306,10 +306,8 @@ impl Ipvs {
     }
 
     fn ask<T>(&mut self, request: &Request, decode: impl Fn(&[u8]) -> Result<T, DecodeError>) -> Result<T, Error> {
-        let malformed = |source| Error::Malformed { subject: subject(request), source };
-        let mut answer = Err(DecodeError::from("the kernel gave no answer"));
-        self.exchange(request, |payload| answer = decode(payload))?;
-        answer.map_err(malformed)
+        let source = DecodeError::from("the kernel gave no answer");
+        self.list(request, decode)?.pop().ok_or_else(|| Error::Malformed { subject: subject(request), source })
     }
 
     fn list<T>(

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
-use super::compile::{Style, glue, guard};
+use super::compile::{JUMPS, MAGLEV, Style, glue, guard};
 use super::diff::{Asked, ServerChange};
 use super::names;
-use super::netlink::{Address, Flags, Forwarding, RealServer, VirtualServer};
+use super::netlink::{Address, Flags, RealServer, VirtualServer};
 use super::ruleset::{Entry, Set};
 use crate::backend::iptables::names::ChainName;
 use crate::backend::iptables::ruleset::{Rule, Table};
@@ -24,8 +24,6 @@ pub struct Whole {
     pub sets: BTreeMap<Set, BTreeSet<Entry>>,
     /// Chains with their rules.
     pub chains: Vec<(Table, ChainName, Vec<Rule>)>,
-    /// Rules in built-in chains, each to become the first one there, in this order.
-    pub jumps: Vec<(Table, &'static str, Rule)>,
 }
 
 // === impl Whole ===
@@ -43,10 +41,9 @@ impl Whole {
         for (set, entry) in changes.entries.add {
             sets.entry(set).or_default().insert(entry);
         }
-        let glue = glue(&plan.node, style, asked.used());
-        let mut chains = glue.chains;
+        let mut chains = glue(&plan.node, style, asked.used());
         chains.push((Table::Filter, names::OUT_FILTER, changes.guards.add.into_iter().map(guard).collect()));
-        Whole { family: plan.node.family, servers: servers.collect(), sets, chains, jumps: glue.jumps }
+        Whole { family: plan.node.family, servers: servers.collect(), sets, chains }
     }
 
     /// Addresses of the link.
@@ -58,8 +55,8 @@ impl Whole {
         })
     }
 
-    /// Commands of `ip`, and input of `ipset restore`, `ipvsadm --restore` and `iptables-restore --noflush` (`ip6tables-restore` for
-    /// IPv6), each after a comment that says so.
+    /// Commands of `ip`, and input of `ipset restore`, `ipvsadm --restore` and `iptables-restore --noflush`
+    /// (`ip6tables-restore` for IPv6), each after a comment that says so.
     pub fn render(&self) -> String {
         let mut text = String::new();
         let (ip, tool) = match self.family {
@@ -98,12 +95,12 @@ impl Whole {
                 let _ = write!(text, " -p {}", server.timeout);
             }
             if server.flags.contains(Flags::SCHEDULER_2) {
-                text.push_str(if server.scheduler.as_str() == "mh" { " -b mh-port" } else { " -b flag-2" });
+                // No other scheduler is given it.
+                let _ = write!(text, " -b {MAGLEV}-port");
             }
             text.push('\n');
-            for RealServer { ip, port, weight, forwarding } in reals {
-                let to = SocketAddr::new(*ip, *port);
-                let _ = writeln!(text, "-a {of} -r {to} {} -w {weight}", forwarding_option(*forwarding));
+            for RealServer { ip, port, weight, .. } in reals {
+                let _ = writeln!(text, "-a {of} -r {} -m -w {weight}", SocketAddr::new(*ip, *port));
             }
         }
     }
@@ -120,8 +117,8 @@ impl Whole {
                     let _ = writeln!(text, "-A {chain} {rule}");
                 }
             }
-            for (_, chain, rule) in self.jumps.iter().filter(|(of, ..)| *of == table) {
-                let _ = writeln!(text, "-I {chain} {rule}");
+            for jump in JUMPS.iter().filter(|jump| jump.table == table) {
+                let _ = writeln!(text, "-I {} {}", jump.from, jump.rule());
             }
             text.push_str("COMMIT\n");
         }
@@ -133,13 +130,5 @@ fn service_option(protocol: Protocol) -> &'static str {
         Protocol::Tcp => "-t",
         Protocol::Udp => "-u",
         Protocol::Sctp => "--sctp-service",
-    }
-}
-
-fn forwarding_option(forwarding: Forwarding) -> &'static str {
-    match forwarding {
-        Forwarding::Masquerade => "-m",
-        Forwarding::Tunnel => "-i",
-        Forwarding::Local | Forwarding::DirectRoute | Forwarding::Bypass => "-g",
     }
 }

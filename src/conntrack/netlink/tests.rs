@@ -4,11 +4,7 @@ use netlink_packet_core::NetlinkHeader;
 
 use super::*;
 use crate::netlink::encode;
-
-fn bytes(hex: &str) -> Vec<u8> {
-    let digits: Vec<u8> = hex.bytes().filter(u8::is_ascii_hexdigit).collect();
-    digits.chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
-}
+use crate::netlink::tests::bytes;
 
 /// A flow to 10.96.0.10:53 that leads to 10.244.1.5:8053, as Linux 6.18 tells of it.
 const DNS: &str = "

@@ -88,7 +88,7 @@ fn condition(seed: &mut Unstructured<'_>, family: IpFamily, protocol: Option<Pro
         (9, _) => Match::InSet { set: word(seed, 31)?.into(), sides: word(seed, 11)?.into() },
         (10, _) => Match::ThroughVirtualServer {
             ip: address(seed, family)?,
-            protocol: *seed.choose(&[Protocol::Tcp, Protocol::Udp, Protocol::Sctp])?,
+            protocol: *seed.choose(&Protocol::ALL)?,
             port: seed.arbitrary()?,
         },
         (11, _) => match seed.arbitrary()? {

@@ -8,6 +8,9 @@ use crate::backend::iptables::ruleset::{ConnStates, Is, Marking, Match, Rule, Ta
 use crate::net::{IpFamily, host_net};
 use crate::plan::{NodePlan, NodePortAddresses};
 
+/// Comment of rules that let what Services forward pass.
+const FORWARDING: &str = "kubernetes forwarding rules";
+
 /// Hexadecimal digits.
 const DIGITS: std::ops::Range<u8> = 0..16;
 
@@ -56,8 +59,7 @@ impl BaseRules {
 
 /// Compiles what belongs to no Service.
 pub fn base(node: &NodePlan, style: &Style) -> BaseRules {
-    let mark = Marking { value: style.mark, mask: style.mark };
-    let jump_comment = "kubernetes forwarding rules";
+    let mark = Marking::bit(style.mark);
     let mut forward = Vec::new();
     if style.drop_invalid {
         let mut rule = Rule::to(Target::Drop).with(Match::ConnState(Is::so(ConnStates::INVALID)));
@@ -66,12 +68,7 @@ pub fn base(node: &NodePlan, style: &Style) -> BaseRules {
         }
         forward.push(rule);
     }
-    forward.push(Rule::to(Target::Accept).comment(jump_comment).with(Match::Mark(Is::so(mark))));
-    forward.push(
-        Rule::to(Target::Accept)
-            .comment("kubernetes forwarding conntrack rule")
-            .with(Match::ConnState(Is::so(ConnStates::RELATED.or(ConnStates::ESTABLISHED)))),
-    );
+    forward.extend(forward_marked(mark));
     let mut postrouting = Vec::new();
     if style.layout.compact_endpoints {
         // What goes back to the endpoint it came from. It gets its mark only here, so that forwarding
@@ -79,15 +76,9 @@ pub fn base(node: &NodePlan, style: &Style) -> BaseRules {
         let back =
             |rule: Rule| rule.with(Match::ConnState(Is::so(ConnStates::DNAT))).with(Match::ToItself(style.family));
         postrouting.push(back(Rule::jump(names::MARK_MASQ)).comment("kubernetes service traffic to its own source"));
-        forward.push(back(Rule::to(Target::Accept)).comment(jump_comment));
+        forward.push(back(Rule::to(Target::Accept)).comment(FORWARDING));
     }
-    postrouting.extend([
-        Rule::to(Target::Return).with(Match::Mark(Is::not_so(mark))),
-        // Cleared, so that the packet is not translated again should it pass a second time.
-        Rule::to(Target::SetMark(Marking { value: style.mark, mask: 0 })),
-        Rule::to(Target::Masquerade { random_fully: style.random_fully })
-            .comment("kubernetes service traffic requiring SNAT"),
-    ]);
+    postrouting.extend(masquerade_marked(mark, style.random_fully));
     let mut chains = vec![
         (Table::Filter, names::FORWARD, forward),
         (Table::Nat, names::POSTROUTING, postrouting),
@@ -104,6 +95,25 @@ pub fn base(node: &NodePlan, style: &Style) -> BaseRules {
         chains.push((Table::Filter, names::FIREWALL, vec![rule]));
     }
     BaseRules { family: style.family, layout: style.layout, chains, tail: tail(node, style) }
+}
+
+/// Rules of filter KUBE-FORWARD: what Services forward passes, and what belongs to a connection.
+pub fn forward_marked(mark: Marking) -> [Rule; 2] {
+    let known = ConnStates::RELATED.or(ConnStates::ESTABLISHED);
+    [
+        Rule::to(Target::Accept).comment(FORWARDING).with(Match::Mark(Is::so(mark))),
+        Rule::to(Target::Accept).comment("kubernetes forwarding conntrack rule").with(Match::ConnState(Is::so(known))),
+    ]
+}
+
+/// The last rules of nat KUBE-POSTROUTING: what is marked gets the node's address as its source.
+pub fn masquerade_marked(mark: Marking, random_fully: bool) -> [Rule; 3] {
+    [
+        Rule::to(Target::Return).with(Match::Mark(Is::not_so(mark))),
+        // Cleared, so that the packet is not translated again should it pass a second time.
+        Rule::to(Target::SetMark(Marking { mask: 0, ..mark })),
+        Rule::to(Target::Masquerade { random_fully }).comment("kubernetes service traffic requiring SNAT"),
+    ]
 }
 
 /// An address of which only the last byte is not zero.

@@ -1,6 +1,8 @@
 //! Netlink attributes as the kernel writes them, taken strictly: what is not well formed, or not
 //! expected, is nothing.
 
+use crate::netlink::NESTED;
+
 /// The attributes of a message or of a nested attribute, in order; `None` in place of what is not one,
 /// after which nothing more comes.
 pub(super) struct Attributes<'a>(&'a [u8]);
@@ -16,8 +18,6 @@ pub(super) struct Attribute<'a> {
 
 /// Length of an attribute's header, and what attributes are aligned to.
 const HEADER: usize = 4;
-/// `NLA_F_NESTED`
-const NESTED: u16 = 1 << 15;
 
 // === impl Attributes ===
 

@@ -280,9 +280,7 @@ fn interface(value: &[u8]) -> Option<String> {
 
 fn protocol(value: &[u8]) -> Option<Protocol> {
     match value {
-        [6] => Some(Protocol::Tcp),
-        [17] => Some(Protocol::Udp),
-        [132] => Some(Protocol::Sctp),
+        [number] => Protocol::from_number(*number),
         _ => None,
     }
 }

@@ -199,7 +199,7 @@ fn marking_() -> impl Strategy<Value = Marking> {
 }
 
 fn protocol_() -> impl Strategy<Value = Protocol> {
-    prop::sample::select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp])
+    prop::sample::select(Protocol::ALL.to_vec())
 }
 
 fn states() -> impl Strategy<Value = ConnStates> {

@@ -3,22 +3,30 @@
 use std::borrow::Cow;
 
 use super::Style;
+use crate::backend::iptables::compile::{forward_marked, masquerade_marked};
+use crate::backend::iptables::diff::Jump;
 use crate::backend::iptables::names::{ChainName, FORWARD, MARK_MASQ, POSTROUTING, PROXY_FIREWALL, SERVICES};
 use crate::backend::iptables::ruleset::{ConnStates, Is, Marking, Match, Rule, Table, Target};
-use crate::backend::ipvs::names::{FILTER, LOAD_BALANCER, NODE_PORT, OUT_FILTER, SOURCE_RANGES_FIREWALL};
+use crate::backend::ipvs::names::{FILTER, LOAD_BALANCER, NODE_PORT, SOURCE_RANGES_FIREWALL};
 use crate::backend::ipvs::ruleset::{Set, Sets};
 use crate::net::{IpFamily, Protocol};
 use crate::plan::NodePlan;
 
-/// Chains with all their rules, but for [`OUT_FILTER`], whose rules are those of Service ports; and the rules that lead
-/// to them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Glue {
-    /// Chains, in the order in which kube-proxy declares them.
-    pub chains: Vec<(Table, ChainName, Vec<Rule>)>,
-    /// Rules in built-in chains, each to become the first one there, in this order.
-    pub jumps: Vec<(Table, &'static str, Rule)>,
-}
+/// kube-proxy's jumps, in the order in which it puts each at the head of its chain.
+pub const JUMPS: [Jump; 9] = {
+    use Table::{Filter, Nat};
+    [
+        Jump::new(Nat, "OUTPUT", "KUBE-SERVICES", false, "kubernetes service portals"),
+        Jump::new(Nat, "PREROUTING", "KUBE-SERVICES", false, "kubernetes service portals"),
+        Jump::new(Nat, "POSTROUTING", "KUBE-POSTROUTING", false, "kubernetes postrouting rules"),
+        Jump::new(Filter, "FORWARD", "KUBE-FORWARD", false, "kubernetes forwarding rules"),
+        Jump::new(Filter, "INPUT", "KUBE-NODE-PORT", false, "kubernetes health check rules"),
+        Jump::new(Filter, "INPUT", "KUBE-PROXY-FIREWALL", false, "kube-proxy firewall rules"),
+        Jump::new(Filter, "FORWARD", "KUBE-PROXY-FIREWALL", false, "kube-proxy firewall rules"),
+        Jump::new(Filter, "INPUT", "KUBE-IPVS-FILTER", false, "kubernetes ipvs access filter"),
+        Jump::new(Filter, "OUTPUT", "KUBE-IPVS-OUT-FILTER", false, "kubernetes ipvs access filter"),
+    ]
+};
 
 /// Sets whose addresses are for who connects to Services, by address and port.
 const SERVED: [Set; 4] = [Set::LoadBalancer, Set::ClusterIp, Set::ExternalIp, Set::ExternalIpLocal];
@@ -29,55 +37,35 @@ const DST_DST: &str = "dst,dst";
 const DST_DST_SRC: &str = "dst,dst,src";
 const SRC_DST: &str = "src,dst";
 
-/// Rules for sets of which `used` have entries. Those that would ask one of the others are left out.
-pub fn glue(node: &NodePlan, style: &Style, used: Sets) -> Glue {
-    let glue = Writer { family: node.family, node, style, used };
-    Glue {
-        chains: vec![
-            (Table::Nat, SERVICES, glue.services()),
-            (Table::Nat, POSTROUTING, glue.postrouting()),
-            (Table::Nat, NODE_PORT, glue.node_port()),
-            (Table::Nat, LOAD_BALANCER, glue.load_balancer()),
-            (Table::Nat, MARK_MASQ, vec![Rule::to(Target::SetMark(glue.mark()))]),
-            (Table::Filter, FORWARD, glue.forward()),
-            (Table::Filter, NODE_PORT, vec![glue.commented(Rule::to(Target::Accept), Set::HealthCheckNodePort, DST)]),
-            (Table::Filter, PROXY_FIREWALL, glue.proxy_firewall()),
-            (Table::Filter, SOURCE_RANGES_FIREWALL, glue.source_ranges()),
-            (Table::Filter, FILTER, glue.filter()),
-        ],
-        jumps: jumps(),
-    }
-}
-
-fn jumps() -> Vec<(Table, &'static str, Rule)> {
-    let jump = |table, from, to, comment: &'static str| (table, from, Rule::to(Target::Jump(to)).comment(comment));
+/// Chains with all their rules, in the order in which kube-proxy declares them, but for
+/// [`crate::backend::ipvs::names::OUT_FILTER`], whose rules are those of Service ports. Rules that would ask a set
+/// without entries, one that is not among `used`, are left out.
+pub fn glue(node: &NodePlan, style: &Style, used: Sets) -> Vec<(Table, ChainName, Vec<Rule>)> {
+    let (family, mark) = (node.family, Marking::bit(style.mark));
+    let glue = Writer { family, node, used };
     vec![
-        jump(Table::Nat, "OUTPUT", SERVICES, "kubernetes service portals"),
-        jump(Table::Nat, "PREROUTING", SERVICES, "kubernetes service portals"),
-        jump(Table::Nat, "POSTROUTING", POSTROUTING, "kubernetes postrouting rules"),
-        jump(Table::Filter, "FORWARD", FORWARD, "kubernetes forwarding rules"),
-        jump(Table::Filter, "INPUT", NODE_PORT, "kubernetes health check rules"),
-        jump(Table::Filter, "INPUT", PROXY_FIREWALL, "kube-proxy firewall rules"),
-        jump(Table::Filter, "FORWARD", PROXY_FIREWALL, "kube-proxy firewall rules"),
-        jump(Table::Filter, "INPUT", FILTER, "kubernetes ipvs access filter"),
-        jump(Table::Filter, "OUTPUT", OUT_FILTER, "kubernetes ipvs access filter"),
+        (Table::Nat, SERVICES, glue.services()),
+        (Table::Nat, POSTROUTING, glue.postrouting(mark, style.random_fully)),
+        (Table::Nat, NODE_PORT, glue.node_port()),
+        (Table::Nat, LOAD_BALANCER, glue.load_balancer()),
+        (Table::Nat, MARK_MASQ, vec![Rule::to(Target::SetMark(mark))]),
+        (Table::Filter, FORWARD, forward_marked(mark).to_vec()),
+        (Table::Filter, NODE_PORT, vec![glue.commented(Rule::to(Target::Accept), Set::HealthCheckNodePort, DST)]),
+        (Table::Filter, PROXY_FIREWALL, glue.proxy_firewall()),
+        (Table::Filter, SOURCE_RANGES_FIREWALL, glue.source_ranges()),
+        (Table::Filter, FILTER, glue.filter()),
     ]
 }
 
 struct Writer<'a> {
     family: IpFamily,
     node: &'a NodePlan,
-    style: &'a Style,
     used: Sets,
 }
 
 // === impl Writer ===
 
 impl Writer<'_> {
-    fn mark(&self) -> Marking {
-        Marking { value: self.style.mark, mask: self.style.mark }
-    }
-
     /// The rule, for packets of which a set has these sides.
     fn asking(&self, rule: Rule, set: Set, sides: &'static str) -> Rule {
         rule.with(Match::InSet { set: set.name(self.family).into(), sides: sides.into() })
@@ -123,17 +111,10 @@ impl Writer<'_> {
         }
     }
 
-    fn postrouting(&self) -> Vec<Rule> {
+    fn postrouting(&self, mark: Marking, random_fully: bool) -> Vec<Rule> {
         let hairpin = Rule::to(Target::Masquerade { random_fully: false });
-        let mut rules: Vec<Rule> = self.if_used(hairpin, Set::LoopBack, DST_DST_SRC).into_iter().collect();
-        rules.extend([
-            Rule::to(Target::Return).with(Match::Mark(Is::not_so(self.mark()))),
-            // Cleared, so that the packet is not translated again should it pass a second time.
-            Rule::to(Target::SetMark(Marking { value: self.style.mark, mask: 0 })),
-            Rule::to(Target::Masquerade { random_fully: self.style.random_fully })
-                .comment("kubernetes service traffic requiring SNAT"),
-        ]);
-        rules
+        let hairpin = self.if_used(hairpin, Set::LoopBack, DST_DST_SRC);
+        hairpin.into_iter().chain(masquerade_marked(mark, random_fully)).collect()
     }
 
     fn node_port(&self) -> Vec<Rule> {
@@ -152,16 +133,6 @@ impl Writer<'_> {
     fn load_balancer(&self) -> Vec<Rule> {
         let keep = self.if_used(Rule::to(Target::Return), Set::LoadBalancerLocal, DST_DST);
         keep.into_iter().chain([Rule::jump(MARK_MASQ)]).collect()
-    }
-
-    fn forward(&self) -> Vec<Rule> {
-        let answers = ConnStates::RELATED.or(ConnStates::ESTABLISHED);
-        vec![
-            Rule::to(Target::Accept).comment("kubernetes forwarding rules").with(Match::Mark(Is::so(self.mark()))),
-            Rule::to(Target::Accept)
-                .comment("kubernetes forwarding conntrack rule")
-                .with(Match::ConnState(Is::so(answers))),
-        ]
     }
 
     fn proxy_firewall(&self) -> Vec<Rule> {

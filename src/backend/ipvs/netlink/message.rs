@@ -105,9 +105,6 @@ const INFO_VERSION: u16 = 1;
 /// `AF_INET` and `AF_INET6`
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
-const IPPROTO_TCP: u16 = 6;
-const IPPROTO_UDP: u16 = 17;
-const IPPROTO_SCTP: u16 = 132;
 
 /// Clients are told apart by their whole address: a mask for IPv4, the length of a prefix for IPv6.
 const NETMASK_V4: u32 = u32::MAX;
@@ -185,11 +182,7 @@ impl Emitable for Payload {
 
 /// What names a virtual server.
 fn identity(address: &Address) -> Vec<DefaultNla> {
-    let protocol = match address.protocol {
-        Protocol::Tcp => IPPROTO_TCP,
-        Protocol::Udp => IPPROTO_UDP,
-        Protocol::Sctp => IPPROTO_SCTP,
-    };
+    let protocol = address.protocol.number().into();
     vec![
         short(SVC_AF, family(address.ip)),
         short(SVC_PROTOCOL, protocol),
@@ -300,13 +293,9 @@ fn service_of(bytes: &[u8]) -> Result<Option<VirtualServer>, DecodeError> {
         }
         Ok(())
     })?;
-    let protocol = match protocol {
-        Some(IPPROTO_TCP) => Protocol::Tcp,
-        Some(IPPROTO_UDP) => Protocol::Udp,
-        Some(IPPROTO_SCTP) => Protocol::Sctp,
-        // One with a mark has none.
-        _ => return Ok(None),
-    };
+    // One with a mark has none.
+    let number = protocol.and_then(|protocol: u16| protocol.try_into().ok());
+    let Some(protocol) = number.and_then(Protocol::from_number) else { return Ok(None) };
     let ip = ip_of(need(af, "the family of a virtual server")?, need(addr, "the address of a virtual server")?)?;
     Ok(Some(VirtualServer {
         address: Address { protocol, ip, port: need(port, "the port of a virtual server")? },

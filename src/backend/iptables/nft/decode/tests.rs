@@ -5,18 +5,9 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 
 use super::*;
+use crate::netlink::tests::bytes;
 
 const CHAIN: &str = "KUBE-SEP-AAAAAAAAAAAAAAAA";
-
-/// The bytes of a captured message.
-fn bytes(text: &str) -> Vec<u8> {
-    let byte = |digits: &str| u8::from_str_radix(digits, 16).unwrap();
-    let run = |word: &str| match word.split_once('*') {
-        Some((digits, count)) => vec![byte(digits); count.parse().unwrap()],
-        None => vec![byte(word)],
-    };
-    text.split_whitespace().flat_map(run).collect()
-}
 
 fn captured() -> impl Iterator<Item = (IpFamily, &'static str, Vec<u8>)> {
     let of = |family, all: &'static [(&str, &str)]| all.iter().map(move |(text, hex)| (family, *text, bytes(hex)));

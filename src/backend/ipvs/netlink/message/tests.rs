@@ -3,17 +3,9 @@
 use netlink_packet_core::NetlinkSerializable;
 
 use super::*;
+use crate::netlink::tests::bytes;
 
 mod captured;
-
-/// The bytes that `captured.rs` writes down.
-fn bytes(text: &str) -> Vec<u8> {
-    let word = |word: &str| {
-        let (byte, times) = word.split_once('*').unwrap_or((word, "1"));
-        vec![u8::from_str_radix(byte, 16).unwrap(); times.parse().unwrap()]
-    };
-    text.split_whitespace().flat_map(word).collect()
-}
 
 fn address(protocol: Protocol, text: &str) -> Address {
     let socket: std::net::SocketAddr = text.parse().unwrap();
