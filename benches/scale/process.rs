@@ -163,6 +163,13 @@ pub fn cpu(pid: u32) -> (Duration, Duration) {
     (time(user + system), time(child_user + child_system))
 }
 
+/// Processor time that the host of a virtual machine gave to others, of all processors together.
+pub fn stolen() -> Duration {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let ticks = stat.lines().next().and_then(|line| line.split_whitespace().nth(8)?.parse().ok());
+    Duration::from_millis(10 * ticks.unwrap_or(0))
+}
+
 /// Waits until the machine has nothing to do: what a network namespace held is cleared away in the
 /// background.
 pub fn await_quiet_machine(limit: Duration) {

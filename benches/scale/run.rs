@@ -17,10 +17,13 @@ use crate::cluster::{BIG_IP, Cluster, DNS, KUBERNETES, cluster_ip};
 use crate::compile::{self, Compiled};
 use crate::figures::{self, Figure, Section, Unit};
 use crate::options::RulesLayout;
-use crate::process::{Usage, await_quiet_machine};
+use crate::process::{Usage, await_quiet_machine, stolen};
 use crate::proxy::{Proxy, Subject};
 use crate::rules::Rules;
 use crate::world::{INTERVAL, PROBES, Variant, World, await_endpoint, call, call_within};
+
+/// What explains a figure that is worse than usual: the host had something else to do.
+const STOLEN: &str = "taken by the host meanwhile (steal)";
 
 /// What is to be done, as one process tells another.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -125,17 +128,23 @@ impl Run {
 
     fn all(&mut self) {
         await_quiet_machine(Duration::from_secs(20));
+        let before = stolen();
         if !self.start() {
             return;
         }
+        self.seconds(Section::Start, STOLEN, stolen() - before, None);
         let first = self.proxy().sampler.usage();
         self.mebibytes(figures::RSS, first.rss);
         self.mebibytes("peak until then", first.peak);
         if self.wants(Section::Change) {
+            let before = stolen();
             self.change();
+            self.seconds(Section::Change, STOLEN, stolen() - before, None);
         }
         if self.wants(Section::Churn) {
+            let before = stolen();
             self.churn();
+            self.seconds(Section::Churn, STOLEN, stolen() - before, None);
         }
         let last = self.proxy().sampler.usage();
         self.mebibytes("resident at the end", last.rss);
@@ -143,7 +152,9 @@ impl Run {
         self.mebibytes(figures::CHILD, last.child);
         self.mebibytes("peak of all together", last.group);
         if self.wants(Section::Restart) {
+            let before = stolen();
             self.restart();
+            self.seconds(Section::Restart, STOLEN, stolen() - before, None);
         }
         if let Some(proxy) = self.proxy.take() {
             proxy.terminate();
