@@ -124,8 +124,14 @@ async fn run_proxy(config: Config, stop: impl Future<Output = ()>) -> anyhow::Re
     let flows = conntrack::reconciler::reconciler(move |outcome| {
         reconciled.record_reconcile(outcome.family, outcome.took, outcome.deleted);
     });
-    let observers: Vec<Box<dyn Observer>> =
-        vec![Box::new(health), Box::new(node_ports), Box::new(node_log), Box::new(flows), Box::new(metrics.recorder()), Box::new(former)];
+    let observers: Vec<Box<dyn Observer>> = vec![
+        Box::new(health),
+        Box::new(node_ports),
+        Box::new(node_log),
+        Box::new(flows),
+        Box::new(metrics.recorder()),
+        Box::new(former),
+    ];
     let driven = async {
         let (early, ready) = (early.events, ClusterState::is_synced);
         match config.mode {

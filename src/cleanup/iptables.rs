@@ -322,7 +322,8 @@ mod tests {
         check(Table::Filter, ":KUBE-PROXY-FIREWALL - [0:0]", false, false);
         check(Table::Nat, ":KUBE-SEP-3T4VDPW52C6YN6SQ - [0:0]", true, false);
         check(Table::Nat, ":KUBE-NODE-PORT - [0:0]", false, true);
-        let jump = |from: &str, comment: &str, to: &str| format!("-A {from} -m comment --comment \"{comment}\" -j {to}");
+        let jump =
+            |from: &str, comment: &str, to: &str| format!("-A {from} -m comment --comment \"{comment}\" -j {to}");
         check(Table::Nat, &jump("OUTPUT", "kubernetes service portals", "KUBE-SERVICES"), false, false);
         check(Table::Filter, &jump("INPUT", "kubernetes health check service ports", "KUBE-NODEPORTS"), true, false);
         check(Table::Filter, &jump("INPUT", "kubernetes ipvs access filter", "KUBE-IPVS-FILTER"), false, true);

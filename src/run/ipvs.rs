@@ -2,12 +2,12 @@
 
 use anyhow::{Context, anyhow};
 
+use crate::backend::iptables::tools::Tools;
 use crate::backend::ipvs::apply::{Settings, VirtualServers};
 use crate::backend::ipvs::compile::Style;
 use crate::backend::ipvs::drain;
 use crate::backend::ipvs::netlink::{Scheduler, Timeouts};
 use crate::backend::ipvs::support;
-use crate::backend::iptables::tools::Tools;
 use crate::command::System;
 use crate::config::{self, Config};
 use crate::net::IpFamily;
@@ -57,9 +57,8 @@ fn scheduler(config: &Config) -> anyhow::Result<Scheduler> {
 
 /// Whole seconds; zero leaves the kernel's own.
 fn timeouts(ipvs: &config::Ipvs) -> Timeouts {
-    let seconds = |time: Option<std::time::Duration>| {
-        time.map_or(0, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX))
-    };
+    let seconds =
+        |time: Option<std::time::Duration>| time.map_or(0, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
     let [tcp, tcp_fin, udp] = [ipvs.tcp_timeout, ipvs.tcp_fin_timeout, ipvs.udp_timeout].map(seconds);
     Timeouts { tcp, tcp_fin, udp }
 }

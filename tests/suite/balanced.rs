@@ -118,7 +118,10 @@ fn packets_meet_every_fate() {
                 let from = if packet.interface.is_some() { "from outside" } else { "from here" };
                 let fate = match verdict {
                     Verdict::Delivered { backend, masqueraded, .. } => {
-                        format!("delivered {from}, masqueraded: {masqueraded}, hairpin: {}", backend.ip == packet.source)
+                        format!(
+                            "delivered {from}, masqueraded: {masqueraded}, hairpin: {}",
+                            backend.ip == packet.source
+                        )
                     }
                     other => format!("{other:?} {from}"),
                 };

@@ -214,9 +214,8 @@ async fn sets_of_ipvs_mode() {
     let proc = nowhere();
     std::fs::create_dir(proc.path().join("net")).unwrap();
     let table = proc.path().join("net/ip_vs");
-    let touched = |node: &Node| {
-        node.asked().into_iter().filter(|asked| asked.starts_with("ipset destroy")).collect::<Vec<_>>()
-    };
+    let touched =
+        |node: &Node| node.asked().into_iter().filter(|asked| asked.starts_with("ipset destroy")).collect::<Vec<_>>();
     let sets = [
         "ipset destroy KUBE-LOOP-BACK",
         "ipset destroy KUBE-CLUSTER-IP",

@@ -60,8 +60,7 @@ fn check(case: Case, detector: Detector, masquerade_all: bool) {
     let world = case.world(Fabric::Bridge, 2, 2);
     world.pods.iter().for_each(|pod| world.servers.listen(pod, Proto::Sctp, POD_PORT));
     let mut objects = Objects::default();
-    for (n, (internal_local, external_local)) in
-        (1..).zip([(false, false), (false, true), (true, false), (true, true)])
+    for (n, (internal_local, external_local)) in (1..).zip([(false, false), (false, true), (true, false), (true, true)])
     {
         let service = Service::new(&world, &format!("s{n}"), n.into(), &["a0", "b0"]).outside(n);
         objects.services.push(Service { protocols: ALL.to_vec(), internal_local, external_local, ..service });
@@ -83,7 +82,11 @@ fn check(case: Case, detector: Detector, masquerade_all: bool) {
         let outcomes = Call::new(proto, at(&world, &objects.services[2], Address::Cluster)).repeat_in(own, 4);
         for outcome in outcomes {
             let Outcome::Answer(answer) = outcome else { panic!("{proto:?}: a pod to itself: {outcome}") };
-            assert_eq!((answer.endpoint.as_str(), answer.seen), ("a0", world.masqueraded(world.pod("a0"))), "{proto:?}");
+            assert_eq!(
+                (answer.endpoint.as_str(), answer.seen),
+                ("a0", world.masqueraded(world.pod("a0"))),
+                "{proto:?}"
+            );
         }
     }
 }

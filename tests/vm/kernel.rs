@@ -27,7 +27,8 @@ pub struct Server {
 pub fn prepare() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let modules = ["ip_vs", "nf_conntrack", "bridge", "br_netfilter", "veth", "dummy", "ip6table_nat", "iptable_nat"];
+        let modules =
+            ["ip_vs", "nf_conntrack", "bridge", "br_netfilter", "veth", "dummy", "ip6table_nat", "iptable_nat"];
         let loaded = Command::new("modprobe").arg("-a").args(modules).status().expect("modprobe");
         assert!(loaded.success(), "this kernel has no IPVS: these tests are for the one that tests/vm/boot starts");
         // That of so small a machine is soon full.
@@ -44,8 +45,7 @@ pub fn table(world: &World) -> Table {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words.as_slice() {
             [protocol @ ("TCP" | "UDP" | "SCTP"), at, scheduler, rest @ ..] => {
-                let server =
-                    Server { scheduler: (*scheduler).to_owned(), rest: rest.join(" "), ..Server::default() };
+                let server = Server { scheduler: (*scheduler).to_owned(), rest: rest.join(" "), ..Server::default() };
                 last = Some(format!("{protocol} {}", address(at)));
                 table.insert(last.clone().unwrap(), server);
             }

@@ -14,7 +14,7 @@
     reason = "a test fails by panicking"
 )]
 #![allow(unreachable_pub, reason = "no module of a test can be reached from outside")]
-#![allow(dead_code, reason = "of the modules that other tests have as well, not all is needed")]
+#![allow(dead_code, unused_imports, reason = "of the modules that other tests have as well, not all is needed")]
 
 /// The cluster of the tests in network namespaces.
 #[path = "../netns"]
@@ -53,7 +53,7 @@ macro_rules! families {
 
 mod acceptance;
 mod draining;
-mod kernel;
 mod keeping;
+mod kernel;
 mod netlink;
 mod switching;

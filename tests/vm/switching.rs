@@ -21,7 +21,8 @@ fn ipvs() -> Config {
 fn chains_of(world: &World, only: &[&str]) -> Vec<String> {
     let rules = Family::BOTH.map(|family| Rules::read(world, family));
     let chains = rules.iter().flat_map(|rules| &rules.chains).flat_map(|((table, chain), rules)| {
-        std::iter::once(format!("{table} {chain}")).chain(rules.iter().map(move |rule| format!("{table} {chain} {rule}")))
+        std::iter::once(format!("{table} {chain}"))
+            .chain(rules.iter().map(move |rule| format!("{table} {chain} {rule}")))
     });
     chains.filter(|line| only.iter().any(|name| line.contains(name))).collect()
 }
@@ -60,9 +61,7 @@ fn to_ipvs_and_back(case: Case) {
             proxy.terminate();
         }
         let proxy = Proxy::start(&world, &ipvs(), &objects);
-        eventually(LONG, "nothing is left of iptables mode", || {
-            chains_of(&world, &IPTABLES).is_empty().then_some(())
-        });
+        eventually(LONG, "nothing is left of iptables mode", || chains_of(&world, &IPTABLES).is_empty().then_some(()));
         probers.go_on(5);
         if round == 0 {
             streams.iter().for_each(|stream| stream.works("that was made through rules, with virtual servers"));

@@ -39,6 +39,10 @@ pub use self::reading::saved_sets;
 /// Entries that the kernel may refuse in one sync before it is given up.
 const REFUSALS_MAX: usize = 256;
 
+/// So long a datagram that is under way has to be answered, before its real server is removed: the kernel forgets all
+/// flows to that at once (Linux 5.9 and later), and no answer would find its way any more.
+const ANSWERS: Duration = Duration::from_millis(100);
+
 /// Settings of ipvs mode.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -230,7 +234,7 @@ impl<R: Run + Clone> VirtualServers<R> {
         self.write_rules(&passing, Phase::Coming(Table::Nat), report).await?;
 
         let (lowered, now) = (changes.clone(), self.start.elapsed());
-        let failures = self
+        let (failures, leaving) = self
             .with_table(move |table, draining| {
                 let rest: Vec<ServerChange> =
                     lowered.servers.iter().filter(|change| !failed.contains(&change.address())).cloned().collect();
@@ -248,6 +252,11 @@ impl<R: Run + Clone> VirtualServers<R> {
         for (set, entry) in self.write_sets(input, report).await?.into_keys() {
             tracing::warn!(family = %self.family, set = set.name(self.family), %entry, "an entry stays");
             self.is_known = false;
+        }
+        if !leaving.is_empty() {
+            tokio::time::sleep(ANSWERS).await;
+            let failures = self.with_table(move |table, _| servers::remove(table, &leaving)).await?;
+            self.set_servers_aside(failures, report);
         }
         Ok(())
     }
@@ -331,7 +340,8 @@ impl<R: Run + Clone> VirtualServers<R> {
             let detail = format!("set {} does not take {entry}: {reason}", set.name(self.family));
             aside.extend(self.asked.askers(&one).map(|name| (name.clone(), detail.clone())));
         }
-        let addresses: BTreeSet<Address> = self.asked.askers(&entries).flat_map(|name| self.asked.addresses_of(name)).collect();
+        let addresses: BTreeSet<Address> =
+            self.asked.askers(&entries).flat_map(|name| self.asked.addresses_of(name)).collect();
         changes.servers.retain(|change| !addresses.contains(&change.address()));
         self.doubts.extend(addresses);
         for (name, reason) in aside {
@@ -387,7 +397,8 @@ impl<R: Run + Clone> VirtualServers<R> {
             };
             (table, draining, result)
         });
-        let lost = |error: tokio::task::JoinError| ApplyError::Failed { program: "IPVS".into(), detail: error.to_string() };
+        let lost =
+            |error: tokio::task::JoinError| ApplyError::Failed { program: "IPVS".into(), detail: error.to_string() };
         let (table, draining, result) = task.await.map_err(lost)?;
         (self.table, self.draining) = (table, draining);
         result.map_err(unreadable)

@@ -79,13 +79,8 @@ impl Found {
     fn is_ours(&self, address: &Address) -> bool {
         let Address { protocol, ip, port } = *address;
         let knows = |set, entry| self.entries.contains(&(set, entry));
-        let with_address = [
-            Set::ClusterIp,
-            Set::ExternalIp,
-            Set::ExternalIpLocal,
-            Set::LoadBalancer,
-            Set::NodePortSctpHash,
-        ];
+        let with_address =
+            [Set::ClusterIp, Set::ExternalIp, Set::ExternalIpLocal, Set::LoadBalancer, Set::NodePortSctpHash];
         let by_port = Set::of_node_ports(protocol);
         self.addresses.contains(&ip)
             || knows(Set::IpvsIps, Entry::Ip(ip))

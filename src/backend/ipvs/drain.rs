@@ -133,7 +133,11 @@ mod tests {
         assert_eq!(draining.step(of(), &server(1), BUSY, s(0)), Step::Wait);
         assert!(draining.contains(of(), &server(1)) && !draining.contains(of(), &server(2)));
         assert_eq!(draining.step(of(), &server(1), ENDING, s(30)), Step::Wait);
-        assert_eq!(draining.step(of(), &server(1), IDLE, s(60)), Step::Remove, "clients that may come back do not count");
+        assert_eq!(
+            draining.step(of(), &server(1), IDLE, s(60)),
+            Step::Remove,
+            "clients that may come back do not count"
+        );
         assert!(draining.is_empty());
     }
 

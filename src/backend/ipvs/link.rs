@@ -24,7 +24,9 @@ pub struct Link {
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// Another kind of link has its name.
-    #[error("link {LINK} is there and is no dummy link, so not one of a proxy: rename it (ip link set {LINK} name ...)")]
+    #[error(
+        "link {LINK} is there and is no dummy link, so not one of a proxy: rename it (ip link set {LINK} name ...)"
+    )]
     Foreign,
     /// There is none, though it was just made.
     #[error("link {LINK} is not there")]
@@ -58,7 +60,6 @@ fn is_there(error: &rtnetlink::Error) -> bool {
 fn is_gone(error: &rtnetlink::Error) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == -rustix::io::Errno::ADDRNOTAVAIL.raw_os_error())
 }
-
 
 // === impl Link ===
 
@@ -105,7 +106,8 @@ impl Link {
     }
 
     fn nowhere() -> Result<Link, LinkError> {
-        let failed = |error: std::io::Error| LinkError::Refused { subject: "netlink".into(), detail: error.to_string() };
+        let failed =
+            |error: std::io::Error| LinkError::Refused { subject: "netlink".into(), detail: error.to_string() };
         let (connection, handle, _) = rtnetlink::new_connection().map_err(failed)?;
         Ok(Link { handle, connection: tokio::spawn(connection), index: 0 })
     }

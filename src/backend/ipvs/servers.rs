@@ -11,6 +11,9 @@ use crate::net::IpFamily;
 /// Virtual servers about which something could not be done, each with the first reason.
 pub type Failures = BTreeMap<Address, Error>;
 
+/// Real servers that get no new flows, with their virtual ones.
+pub type Leaving = Vec<(Address, RealServer)>;
+
 impl ServerChange {
     /// Where the virtual server is.
     pub fn address(&self) -> Address {
@@ -92,15 +95,15 @@ fn add_real(table: &mut Ipvs, draining: &mut Draining, of: Address, real: RealSe
     }
 }
 
-/// Takes away what goes.
-pub fn lower(table: &mut Ipvs, draining: &mut Draining, changes: &[ServerChange], now: Instant) -> Failures {
-    let mut failures = Failures::new();
+/// Takes away what goes. Of protocols whose connections are not waited for, real servers only get no new flows: they are
+/// left to [`remove`], a moment later.
+pub fn lower(table: &mut Ipvs, draining: &mut Draining, changes: &[ServerChange], now: Instant) -> (Failures, Leaving) {
+    let (mut failures, mut leaving) = (Failures::new(), Leaving::new());
     for change in changes {
         let result = match change {
             ServerChange::Add(..) => Ok(()),
-            ServerChange::Change { address, reals, .. } => {
-                retire(table, draining, *address, &reals.remove, now)
-            }
+            ServerChange::Change { address, reals, .. } => retire(table, draining, *address, &reals.remove, now)
+                .map(|left| leaving.extend(left.into_iter().map(|real| (*address, real)))),
             ServerChange::Remove(address) => {
                 draining.keep(*address, &[]);
                 gone(table.delete_virtual(*address))
@@ -110,7 +113,13 @@ pub fn lower(table: &mut Ipvs, draining: &mut Draining, changes: &[ServerChange]
             failures.insert(change.address(), error);
         }
     }
-    failures
+    (failures, leaving)
+}
+
+/// Takes away what gets no new flows any more.
+pub fn remove(table: &mut Ipvs, leaving: &Leaving) -> Failures {
+    let removed = leaving.iter().map(|(address, real)| (*address, gone(table.delete_real(*address, *real))));
+    removed.filter_map(|(address, result)| Some((address, result.err()?))).collect()
 }
 
 /// What is not there need not go.
@@ -122,35 +131,32 @@ pub fn gone(result: Result<(), Error>) -> Result<(), Error> {
 }
 
 /// First no real server gets a new connection any more, then those without connections go: none can come in between.
+/// Gives those whose connections are not waited for.
 fn retire(
     table: &mut Ipvs,
     draining: &mut Draining,
     of: Address,
     reals: &[RealServer],
     now: Instant,
-) -> Result<(), Error> {
-    let (wait, go): (Vec<RealServer>, Vec<RealServer>) = reals.iter().partition(|_| has_connections(of.protocol));
-    for real in go {
-        gone(table.delete_real(of, real))?;
-    }
-    for real in wait.iter().filter(|real| !draining.contains(of, real)) {
+) -> Result<Vec<RealServer>, Error> {
+    for real in reals.iter().filter(|real| !draining.contains(of, real)) {
         gone(table.set_real(of, RealServer { weight: 0, ..*real }))?;
     }
-    if wait.is_empty() {
-        return Ok(());
+    if reals.is_empty() || !has_connections(of.protocol) {
+        return Ok(reals.to_vec());
     }
     let there = match table.real_servers(of) {
         Err(Error::Missing(_)) => Vec::new(),
         there => there?,
     };
     for (real, connections) in there {
-        if wait.iter().any(|waiting| (waiting.ip, waiting.port) == (real.ip, real.port))
+        if reals.iter().any(|going| (going.ip, going.port) == (real.ip, real.port))
             && draining.step(of, &real, connections, now) == Step::Remove
         {
             gone(table.delete_real(of, real))?;
         }
     }
-    Ok(())
+    Ok(Vec::new())
 }
 
 /// Removes real servers on their way out whose connections have ended.

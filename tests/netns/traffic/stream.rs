@@ -17,6 +17,7 @@ pub struct Stream {
     pub answer: Answer,
     rounds: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
+    #[allow(dead_code, reason = "for tests/vm/")]
     abort: Arc<AtomicBool>,
     error: Arc<Mutex<String>>,
     thread: Option<JoinHandle<()>>,
@@ -74,6 +75,7 @@ impl Stream {
     }
 
     /// Ends it so that nobody waits for what may still be under way: the kernel forgets it soon.
+    #[allow(dead_code, reason = "for tests/vm/")]
     #[track_caller]
     pub fn break_off(self) {
         self.abort.store(true, Ordering::Relaxed);

@@ -122,8 +122,7 @@ const ROUTER: &[(&str, &str)] = &[
 ];
 
 /// For nodes, where a namespace has limits of its own. (Before Linux 6.13, they are the host's.)
-const LIMITS: &[(&str, &str)] =
-    &[("net/ipv4/icmp_msgs_per_sec", "100000"), ("net/ipv4/icmp_msgs_burst", "100000")];
+const LIMITS: &[(&str, &str)] = &[("net/ipv4/icmp_msgs_per_sec", "100000"), ("net/ipv4/icmp_msgs_burst", "100000")];
 
 /// Lines for one `ip -batch`.
 #[derive(Default)]
