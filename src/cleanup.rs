@@ -16,6 +16,8 @@ use crate::command::{Command, CommandError, Output, Run, System};
 use crate::config::ProxyMode;
 use crate::instance::Instance;
 use crate::net::IpFamily;
+use crate::sync::notice::{Notice, Observer};
+use iptables::Which;
 
 /// How long to wait for another ferrule in this network namespace to end.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -71,6 +73,39 @@ pub async fn other_modes(mode: ProxyMode) {
     }
 }
 
+/// Where the modes iptables and ipvs take over from one another: removes what only the other one has, as soon as this one
+/// serves, so that no packet is without rules in between.
+pub struct FormerMode {
+    mode: ProxyMode,
+    /// Families that are not served yet.
+    waiting: Vec<IpFamily>,
+}
+
+// === impl FormerMode ===
+
+impl FormerMode {
+    /// Waits until each of these families is served by `mode`.
+    pub fn new(mode: ProxyMode, families: Vec<IpFamily>) -> FormerMode {
+        FormerMode { mode, waiting: families }
+    }
+}
+
+impl Observer for FormerMode {
+    fn notice(&mut self, notice: &Notice<'_>) {
+        let Notice::Ended(sync) = notice else { return };
+        if sync.unfinished || sync.result.is_err() || !self.waiting.contains(&sync.family) {
+            return;
+        }
+        self.waiting.retain(|family| *family != sync.family);
+        let (mode, family, is_last) = (self.mode, sync.family, self.waiting.is_empty());
+        tokio::spawn(async move {
+            for complaint in Cleaner::new(System, "/proc").superseded_by(mode, family, is_last).await {
+                tracing::error!(err = %complaint, %mode, "leftovers of another mode stay; going on");
+            }
+        });
+    }
+}
+
 // === impl Cleaner ===
 
 impl<R: Run + Clone> Cleaner<R> {
@@ -92,12 +127,27 @@ impl<R: Run + Clone> Cleaner<R> {
         let has_ipvs = ipvs::is_available(&self.run, &self.proc).await;
         let mut complaints = Vec::new();
         for family in IpFamily::BOTH {
-            complaints.extend(iptables::remove(&self.run, family, has_ipvs).await);
+            complaints.extend(iptables::remove(&self.run, family, Which::All { has_ipvs }).await);
         }
         if has_ipvs {
             complaints.extend(ipvs::remove(&self.run, &self.proc).await);
         }
         complaints
+    }
+
+    /// Removes what of a family only the other one of the modes iptables and ipvs has; with the last family, also what
+    /// belongs to both.
+    pub async fn superseded_by(&self, mode: ProxyMode, family: IpFamily, is_last: bool) -> Complaints {
+        match mode {
+            ProxyMode::Ipvs => iptables::remove(&self.run, family, Which::OnlyIptables).await,
+            // To look for its rules takes long where there are many others: only if something else shows that it was there.
+            ProxyMode::Iptables if ipvs::was_here(&self.proc) => {
+                let mut complaints = iptables::remove(&self.run, family, Which::OnlyIpvs).await;
+                complaints.extend(ipvs::retire(&self.run, family, is_last).await);
+                complaints
+            }
+            ProxyMode::Iptables | ProxyMode::Nftables => Vec::new(),
+        }
     }
 
     /// Removes the artefacts of nftables mode.

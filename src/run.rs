@@ -1,5 +1,8 @@
 //! The composition root: builds every part from the configuration, joins them, and runs.
 
+mod iptables;
+mod ipvs;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,11 +10,10 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::backend::iptables::apply::{self, Iptables};
-use crate::backend::iptables::compile::{Layout, NFACCT_INVALID_DROPPED, NFACCT_LOCALHOST_ACCEPTED};
-use crate::backend::iptables::netlink::{self, Counters};
-use crate::backend::iptables::nft;
-use crate::backend::iptables::tools::{self, Tools, Variant};
+use crate::backend::iptables::compile::{NFACCT_INVALID_DROPPED, NFACCT_LOCALHOST_ACCEPTED};
+use crate::backend::iptables::netlink;
+use crate::backend::iptables::tools::{self, Tools};
+use crate::backend::ipvs::names::LINK;
 use crate::cluster::{ClusterState, Event};
 use crate::command::System;
 use crate::config::{self, Action, Api, Config, FileWatch, ProxyMode};
@@ -63,8 +65,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (changed, mut change) = oneshot::channel();
     let stop = stop(config.config_file.as_deref().map(FileWatch::new).transpose()?, changed);
     match config.mode {
-        ProxyMode::Iptables => run_iptables(config, stop).await?,
-        mode => bail!("mode {mode} is not built yet: this ferrule has iptables mode only; set mode: iptables"),
+        ProxyMode::Iptables | ProxyMode::Ipvs => run_proxy(config, stop).await?,
+        mode @ ProxyMode::Nftables => {
+            bail!("mode {mode} is not built yet: this ferrule has the modes iptables and ipvs; set mode: iptables")
+        }
     }
     change.try_recv().map_or(Ok(()), Err)
 }
@@ -75,7 +79,7 @@ fn write_config(config: &Config, path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn run_iptables(config: Config, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+async fn run_proxy(config: Config, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
     // First of all, because it fails if the configuration is wrong.
     let connection = connect(&config).await?;
     let settings = Arc::new(config.planning.clone());
@@ -106,41 +110,55 @@ async fn run_iptables(config: Config, stop: impl Future<Output = ()>) -> anyhow:
         }
         return Ok(());
     }
-
-    let mut pipelines = Vec::new();
-    for (family, tools) in tools {
-        let (variant, mark) = (tools.features.variant, format!("{:#010x}", config.masquerade_mark));
-        let (min, period) = (pace.min, pace.retry);
-        tracing::info!(%family, tools = ?variant, mark, minSyncPeriod = ?min, syncPeriod = ?period, "iptables mode");
-        let iptables = apply::Settings {
-            mark: config.masquerade_mark,
-            drop_invalid: !sysctls.conntrack_is_liberal(),
-            layout: layout(&config, family, &tools).await,
-        };
-        let backend = Iptables::new(tools, iptables, Counters::ensure);
-        let backend = match variant {
-            Variant::Legacy => backend,
-            Variant::Nft => backend.with_chains(nft::Kernel::new(family)),
-        };
-        pipelines.push(Pipeline::new(family, settings.clone(), pace, backend));
-    }
-    sysctls.set_oom_score(config.oom_score_adj).await;
+    // Beside the rest: it may take two tries, and nobody waits for it.
+    let (settings_of_kernel, score) = (sysctls.clone(), config.oom_score_adj);
+    tokio::spawn(async move { settings_of_kernel.set_oom_score(score).await });
     start_events(&config, connection, happenings);
     recorder.record(Happening::Starting);
     let _ = begin.send(());
-    let node_ports = NodePorts::new(pipelines.iter().map(Pipeline::family), &health, &recorder);
+    let families: Vec<IpFamily> = tools.iter().map(|(family, _)| *family).collect();
+    let node_ports = NodePorts::new(families.iter().copied(), &health, &recorder);
     let node_log = NodeLog::new(early.node);
+    let former = cleanup::FormerMode::new(config.mode, families);
     let reconciled = metrics.clone();
     let flows = conntrack::reconciler::reconciler(move |outcome| {
         reconciled.record_reconcile(outcome.family, outcome.took, outcome.deleted);
     });
-    let observers: Vec<Box<dyn Observer>> =
-        vec![Box::new(health), Box::new(node_ports), Box::new(node_log), Box::new(flows), Box::new(metrics.recorder())];
+    let observers: Vec<Box<dyn Observer>> = vec![
+        Box::new(health),
+        Box::new(node_ports),
+        Box::new(node_log),
+        Box::new(flows),
+        Box::new(metrics.recorder()),
+        Box::new(former),
+    ];
+    let driven = async {
+        let (early, ready) = (early.events, ClusterState::is_synced);
+        match config.mode {
+            ProxyMode::Ipvs => {
+                let mut pipelines = Vec::new();
+                for (family, tools) in tools {
+                    let backend = ipvs::backend(&config, family, tools)?;
+                    pipelines.push(Pipeline::new(family, settings.clone(), pace, backend));
+                }
+                drive(pipelines, pace, early, events, ready, observers, stop).await;
+            }
+            ProxyMode::Iptables | ProxyMode::Nftables => {
+                let mut pipelines = Vec::new();
+                for (family, tools) in tools {
+                    let backend = iptables::backend(&config, &sysctls, family, tools).await;
+                    pipelines.push(Pipeline::new(family, settings.clone(), pace, backend));
+                }
+                drive(pipelines, pace, early, events, ready, observers, stop).await;
+            }
+        }
+        anyhow::Ok(())
+    };
     tokio::select! {
         // First, so that an address that must be had is asked for before a rule is written.
         biased;
         failed = &mut servers => return Err(failed),
-        () = drive(pipelines, pace, early.events, events, ClusterState::is_synced, observers, stop) => {}
+        ended = driven => ended?,
     }
     tracing::info!("stopped; rules stay in the kernel");
     Ok(())
@@ -155,7 +173,8 @@ async fn start(config: &Config, connection: Option<Arc<Connection>>) -> anyhow::
     let tools = iptables_tools(&sysctls).await?;
 
     let (sender, mut events) = mpsc::channel(EVENT_BACKLOG);
-    tokio::spawn(source::addresses::run(sender.clone()));
+    let addresses = sender.clone();
+    tokio::spawn(async move { source::addresses::run(addresses, LINK).await });
     let (begin, begun) = oneshot::channel();
     start_source(config, connection, sender, async move { _ = begun.await });
     let settings = &config.planning;
@@ -168,12 +187,15 @@ async fn start(config: &Config, connection: Option<Arc<Connection>>) -> anyhow::
     sysctls.set_conntrack(&config.conntrack)?;
     let families: Vec<IpFamily> = tools.iter().map(|(family, _)| *family).collect();
     startup::check(config, early.node.as_deref().unwrap_or(&Node::default()), &families)?;
-    if settings.routes_localnet() && families.contains(&IpFamily::V4) {
+    if config.mode == ProxyMode::Iptables && settings.routes_localnet() && families.contains(&IpFamily::V4) {
         tracing::info!(
             "node ports answer on localhost, which takes route_localnet=1; with iptables.localhostNodePorts: false, or \
              nodePortAddresses without loopback addresses, they do not"
         );
         sysctls.allow_localhost_node_ports()?;
+    }
+    if config.mode == ProxyMode::Ipvs {
+        ipvs::prepare(config, &sysctls).await?;
     }
     Ok(Started { _instance, tools, sysctls, early, events, begin })
 }
@@ -221,30 +243,6 @@ async fn iptables_tools(sysctls: &Sysctls) -> anyhow::Result<Vec<(IpFamily, Tool
         tracing::warn!(%reason, "one IP family is not served");
     }
     Ok(found)
-}
-
-/// Where rules go, as configured and as far as the node can do it. (A node that cannot serves all the same:
-/// no packet can tell layouts apart.)
-async fn layout(config: &Config, family: IpFamily, tools: &Tools<System>) -> Layout {
-    let config::Layout { mut bucketed_services, mut compact_endpoints } = config.layout;
-    if bucketed_services && !tools.features.any_mask {
-        tracing::warn!(
-            %family,
-            "no bucketed service dispatch: iptables of nf_tables takes masks of addresses from 1.8.8 on; Services are found one by one"
-        );
-        bucketed_services = false;
-    }
-    if compact_endpoints && let Err(error) = tools.recognises_own_source().await {
-        tracing::warn!(
-            %family, %error,
-            "no compact endpoint layout: it takes the match bpf of iptables and the kernel (module xt_bpf); endpoints have chains"
-        );
-        compact_endpoints = false;
-    }
-    if bucketed_services || compact_endpoints {
-        tracing::info!(%family, bucketed_services, compact_endpoints, "rules are laid out otherwise than kube-proxy's");
-    }
-    Layout { bucketed_services, compact_endpoints }
 }
 
 /// The API server, if objects come from one.

@@ -67,6 +67,31 @@ impl Sysctls {
         )
     }
 
+    /// What virtual servers need: their connections are tracked, and end when their real server is gone. With
+    /// `strict_arp`, an interface answers only for addresses of its own. (kube-proxy: the same, in this order.)
+    pub fn set_virtual_servers(&self, strict_arp: bool) -> anyhow::Result<()> {
+        self.set("net/ipv4/vs/conntrack", "1")?;
+        // Before Linux 5.9, a connection from a port that was used before is delayed by a second otherwise.
+        if self.release().is_some_and(|release| ((4, 1)..(5, 9)).contains(&release)) {
+            self.set("net/ipv4/vs/conn_reuse_mode", "0")?;
+        }
+        self.set("net/ipv4/vs/expire_nodest_conn", "1")?;
+        self.set("net/ipv4/vs/expire_quiescent_template", "1")?;
+        self.set("net/ipv4/ip_forward", "1")?;
+        if strict_arp {
+            self.set("net/ipv4/conf/all/arp_ignore", "1")?;
+            self.set("net/ipv4/conf/all/arp_announce", "2")?;
+        }
+        Ok(())
+    }
+
+    /// The kernel's first two numbers.
+    fn release(&self) -> Option<(u32, u32)> {
+        let release = self.read("kernel/osrelease")?;
+        let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().ok());
+        Some((numbers.next()??, numbers.next()??))
+    }
+
     /// Whether conntrack takes TCP packets outside their window for valid.
     pub fn conntrack_is_liberal(&self) -> bool {
         self.read("net/netfilter/nf_conntrack_tcp_be_liberal").is_some_and(|value| value != "0")

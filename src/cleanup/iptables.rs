@@ -9,6 +9,7 @@ use crate::backend::iptables::names::{self, ChainName};
 use crate::backend::iptables::restore::Input;
 use crate::backend::iptables::ruleset::Table;
 use crate::backend::iptables::tools::{RestoreError, Tools, Variant};
+use crate::backend::ipvs;
 use crate::command::{Command, Run};
 use crate::net::IpFamily;
 
@@ -31,29 +32,38 @@ const CHAINS: [(Table, ChainName); 12] = [
     (Table::Mangle, names::CANARY),
 ];
 
-/// Further chains of ipvs mode.
-const IPVS_CHAINS: [(Table, ChainName); 6] = [
-    (Table::Nat, ChainName::fixed("KUBE-NODE-PORT")),
-    (Table::Nat, ChainName::fixed("KUBE-LOAD-BALANCER")),
-    (Table::Filter, ChainName::fixed("KUBE-NODE-PORT")),
-    (Table::Filter, ChainName::fixed("KUBE-SOURCE-RANGES-FIREWALL")),
-    (Table::Filter, ChainName::fixed("KUBE-IPVS-FILTER")),
-    (Table::Filter, ChainName::fixed("KUBE-IPVS-OUT-FILTER")),
+/// Of these, those that ipvs mode has as well.
+const SHARED_CHAINS: [(Table, ChainName); 5] = [
+    (Table::Nat, names::SERVICES),
+    (Table::Nat, names::POSTROUTING),
+    (Table::Nat, names::MARK_MASQ),
+    (Table::Filter, names::FORWARD),
+    (Table::Filter, names::PROXY_FIREWALL),
 ];
 
-/// Jumps of ipvs mode that iptables mode does not have.
-const IPVS_JUMPS: [Jump; 5] = {
-    const fn jump(from: &'static str, to: &'static str, comment: &'static str) -> Jump {
-        Jump { table: Table::Filter, from, to, new_only: false, comment }
-    }
-    [
-        jump("INPUT", "KUBE-NODE-PORT", "kubernetes health check rules"),
-        jump("INPUT", "KUBE-PROXY-FIREWALL", "kube-proxy firewall rules"),
-        jump("FORWARD", "KUBE-PROXY-FIREWALL", "kube-proxy firewall rules"),
-        jump("INPUT", "KUBE-IPVS-FILTER", "kubernetes ipvs access filter"),
-        jump("OUTPUT", "KUBE-IPVS-OUT-FILTER", "kubernetes ipvs access filter"),
-    ]
-};
+/// Further chains of ipvs mode.
+const IPVS_CHAINS: [(Table, ChainName); 6] = [
+    (Table::Nat, ipvs::names::NODE_PORT),
+    (Table::Nat, ipvs::names::LOAD_BALANCER),
+    (Table::Filter, ipvs::names::NODE_PORT),
+    (Table::Filter, ipvs::names::SOURCE_RANGES_FIREWALL),
+    (Table::Filter, ipvs::names::FILTER),
+    (Table::Filter, ipvs::names::OUT_FILTER),
+];
+
+/// Which chains and jumps are to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Which {
+    /// All; those of ipvs mode only where that can be.
+    All {
+        /// Whether it can.
+        has_ipvs: bool,
+    },
+    /// Those that iptables mode has and ipvs mode has not.
+    OnlyIptables,
+    /// And the other way round.
+    OnlyIpvs,
+}
 
 /// How often a lock held by somebody else is waited for, five seconds each (`-w 5`).
 const TRIES: usize = 12;
@@ -68,9 +78,8 @@ struct Found {
     chains: Vec<(Table, ChainName)>,
 }
 
-/// Removes the chains and jumps of a family, those of ipvs mode as well if `has_ipvs`. A family
-/// without tools, or without the kernel's nat table, has none.
-pub(super) async fn remove<R: Run + Clone>(run: &R, family: IpFamily, has_ipvs: bool) -> Complaints {
+/// Removes chains and jumps of a family. A family without tools, or without the kernel's nat table, has none.
+pub(super) async fn remove<R: Run + Clone>(run: &R, family: IpFamily, which: Which) -> Complaints {
     let tools = match Tools::probe_patiently(run.clone(), family, |_| false).await {
         Ok(tools) => tools,
         Err(error) if error.is_not_installed() => return Vec::new(),
@@ -80,25 +89,27 @@ pub(super) async fn remove<R: Run + Clone>(run: &R, family: IpFamily, has_ipvs: 
         }
     };
     let mut complaints = Vec::new();
-    match find(&tools, has_ipvs).await {
+    match find(&tools, which).await {
         Ok(found) => {
             let chains = found.chains.len();
             let left = take_away(&tools, found).await;
             if left.is_empty() && chains > 0 {
-                tracing::info!(%family, chains, "removed the rules of iptables mode");
+                tracing::info!(%family, chains, "removed the rules of {}", which.of_modes());
             }
             complaints.extend(left.into_iter().map(|complaint| format!("{family}: {complaint}")));
         }
         Err(error) => complaints.push(format!("{family}: {error}")),
     }
-    look_at_other_variant(run, family, tools.features.variant).await;
+    if matches!(which, Which::All { .. }) {
+        look_at_other_variant(run, family, tools.features.variant).await;
+    }
     complaints
 }
 
-async fn find<R: Run>(tools: &Tools<R>, has_ipvs: bool) -> Result<Found, ApplyError> {
+async fn find<R: Run>(tools: &Tools<R>, which: Which) -> Result<Found, ApplyError> {
     let mut found = Found::default();
     for table in TABLES {
-        match tools.save(table, &mut |line| found.line(table, line, has_ipvs)).await {
+        match tools.save(table, &mut |line| found.line(table, line, which)).await {
             // Some kernels have no such table, and then nothing is in it.
             Err(error) if table == Table::Mangle => tracing::debug!(%error, "the canary is not looked for"),
             result => result?,
@@ -192,21 +203,50 @@ async fn look_at_other_variant<R: Run>(run: &R, family: IpFamily, ours: Variant)
 
 impl Found {
     /// Takes in one line of `iptables-save -t TABLE`.
-    fn line(&mut self, table: Table, line: &str, has_ipvs: bool) {
+    fn line(&mut self, table: Table, line: &str, which: Which) {
         if let Some(chain) = line.strip_prefix(':').and_then(|declared| declared.split(' ').next()) {
             let chain = ChainName::from(chain);
-            let is_listed = |listed: &[(Table, ChainName)]| listed.iter().any(|(t, c)| *t == table && *c == chain);
-            let per_service = table == Table::Nat && chain.is_per_service();
-            if per_service || is_listed(&CHAINS) || (has_ipvs && is_listed(&IPVS_CHAINS)) {
+            if which.has_chain(table, &chain) {
                 self.chains.push((table, chain));
             }
-        } else if let Some((from, rule)) = line.strip_prefix("-A ").and_then(|rule| rule.split_once(' ')) {
-            // The kubelet has jumps to this one, too.
-            let ours = JUMPS.iter().filter(|jump| jump.to != names::FIREWALL.as_str());
-            let mut jumps = ours.chain(IPVS_JUMPS.iter().filter(|_| has_ipvs));
-            if jumps.any(|jump| (jump.table, jump.from) == (table, from) && jump.rule() == rule) {
-                self.jumps.push((table, from.into(), rule.to_owned()));
-            }
+        } else if let Some((from, rule)) = line.strip_prefix("-A ").and_then(|rule| rule.split_once(' '))
+            && which.has_jump(table, from, rule)
+        {
+            self.jumps.push((table, from.into(), rule.to_owned()));
+        }
+    }
+}
+
+// === impl Which ===
+
+impl Which {
+    fn of_modes(self) -> &'static str {
+        match self {
+            Which::All { has_ipvs: true } => "iptables and ipvs modes",
+            Which::All { has_ipvs: false } | Which::OnlyIptables => "iptables mode",
+            Which::OnlyIpvs => "ipvs mode",
+        }
+    }
+
+    fn has_chain(self, table: Table, chain: &ChainName) -> bool {
+        let is_listed = |listed: &[(Table, ChainName)]| listed.iter().any(|(t, c)| (*t, c) == (table, chain));
+        let of_iptables = || table == Table::Nat && chain.is_per_service() || is_listed(&CHAINS);
+        match self {
+            Which::All { has_ipvs } => of_iptables() || has_ipvs && is_listed(&IPVS_CHAINS),
+            Which::OnlyIptables => of_iptables() && !is_listed(&SHARED_CHAINS),
+            Which::OnlyIpvs => is_listed(&IPVS_CHAINS),
+        }
+    }
+
+    fn has_jump(self, table: Table, from: &str, rule: &str) -> bool {
+        // KUBE-FIREWALL is the kubelet's as well.
+        let of_iptables = JUMPS.iter().filter(|jump| jump.to != names::FIREWALL.as_str());
+        let is_listed = |jump: &Jump| (jump.table, jump.from) == (table, from) && jump.rule() == rule;
+        let (of_iptables, of_ipvs) = (of_iptables.clone().any(is_listed), ipvs::compile::JUMPS.iter().any(is_listed));
+        match self {
+            Which::All { has_ipvs } => of_iptables || has_ipvs && of_ipvs,
+            Which::OnlyIptables => of_iptables && !of_ipvs,
+            Which::OnlyIpvs => of_ipvs && !of_iptables,
         }
     }
 }
@@ -218,7 +258,7 @@ mod tests {
     #[track_caller]
     fn check(table: Table, line: &str, has_ipvs: bool, expected: bool) {
         let mut found = Found::default();
-        found.line(table, line, has_ipvs);
+        found.line(table, line, Which::All { has_ipvs });
         assert_eq!(found != Found::default(), expected, "{table} {line}");
     }
 
@@ -264,5 +304,28 @@ mod tests {
             check(table, line, true, true);
             check(table, line, false, false);
         }
+    }
+
+    #[test]
+    fn what_both_modes_have_stays_when_one_takes_over() {
+        let found = |which: Which, table: Table, line: &str| {
+            let mut found = Found::default();
+            found.line(table, line, which);
+            found != Found::default()
+        };
+        let check = |table: Table, line: &str, only_iptables: bool, only_ipvs: bool| {
+            assert_eq!(found(Which::OnlyIptables, table, line), only_iptables, "{table} {line}");
+            assert_eq!(found(Which::OnlyIpvs, table, line), only_ipvs, "{table} {line}");
+        };
+        check(Table::Nat, ":KUBE-SERVICES - [0:0]", false, false);
+        check(Table::Filter, ":KUBE-SERVICES - [0:0]", true, false);
+        check(Table::Filter, ":KUBE-PROXY-FIREWALL - [0:0]", false, false);
+        check(Table::Nat, ":KUBE-SEP-3T4VDPW52C6YN6SQ - [0:0]", true, false);
+        check(Table::Nat, ":KUBE-NODE-PORT - [0:0]", false, true);
+        let jump =
+            |from: &str, comment: &str, to: &str| format!("-A {from} -m comment --comment \"{comment}\" -j {to}");
+        check(Table::Nat, &jump("OUTPUT", "kubernetes service portals", "KUBE-SERVICES"), false, false);
+        check(Table::Filter, &jump("INPUT", "kubernetes health check service ports", "KUBE-NODEPORTS"), true, false);
+        check(Table::Filter, &jump("INPUT", "kubernetes ipvs access filter", "KUBE-IPVS-FILTER"), false, true);
     }
 }

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::{Handle, MulticastGroup};
 
@@ -16,11 +18,12 @@ const SETTLE: Duration = Duration::from_millis(50);
 /// How long to wait after netlink failed.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Says which addresses there are, at once and after every change. Ends when nobody listens.
-pub async fn run(events: Events) {
+/// Says which addresses there are, at once and after every change. Those of the link named `without` do not count: it has
+/// the addresses of virtual servers. Ends when nobody listens.
+pub async fn run(events: Events, without: &str) {
     let (mut complained, mut heard) = (false, false);
     loop {
-        match follow(&events, &mut heard).await {
+        match follow(&events, without, &mut heard).await {
             Ok(()) => return,
             Err(error) if !complained => {
                 complained = true;
@@ -36,20 +39,26 @@ pub async fn run(events: Events) {
     }
 }
 
-async fn follow(events: &Events, heard: &mut bool) -> Result<(), rtnetlink::Error> {
+async fn follow(events: &Events, without: &str, heard: &mut bool) -> Result<(), rtnetlink::Error> {
     let failed = |error: std::io::Error| rtnetlink::Error::NamespaceError(error.to_string());
     let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
     let (connection, handle, mut changes) = rtnetlink::new_multicast_connection(&groups).map_err(failed)?;
     let connection = tokio::spawn(connection);
     let result = async {
         loop {
-            let addresses: Vec<IpAddr> = list(&handle).await?.into_iter().collect();
+            let link = index(&handle, without).await;
+            let addresses: Vec<IpAddr> = list(&handle, link).await?.into_iter().collect();
             if events.send(Event::Addresses(addresses.into())).await.is_err() {
                 return Ok(());
             }
             *heard = true;
-            if changes.next().await.is_none() {
-                return Err(rtnetlink::Error::RequestFailed);
+            loop {
+                match changes.next().await {
+                    None => return Err(rtnetlink::Error::RequestFailed),
+                    // They come and go with Services, and may be many: not worth a look at all addresses.
+                    Some((message, _)) if link.is_some() && changed_link(&message) == link => {}
+                    Some(_) => break,
+                }
             }
             tokio::time::sleep(SETTLE).await;
             while futures::FutureExt::now_or_never(changes.next()).flatten().is_some() {}
@@ -60,10 +69,30 @@ async fn follow(events: &Events, heard: &mut bool) -> Result<(), rtnetlink::Erro
     result
 }
 
-async fn list(handle: &Handle) -> Result<BTreeSet<IpAddr>, rtnetlink::Error> {
+/// The index of a link, if it is there.
+async fn index(handle: &Handle, link: &str) -> Option<u32> {
+    // An error is that there is none.
+    let found = handle.link().get().match_name(link.to_owned()).execute().try_next().await;
+    found.ok().flatten().map(|link| link.header.index)
+}
+
+/// The link of which an address has come or gone.
+fn changed_link(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<u32> {
+    match &message.payload {
+        NetlinkPayload::InnerMessage(
+            RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address),
+        ) => Some(address.header.index),
+        _ => None,
+    }
+}
+
+async fn list(handle: &Handle, without: Option<u32>) -> Result<BTreeSet<IpAddr>, rtnetlink::Error> {
     let mut addresses = BTreeSet::new();
     let mut messages = handle.address().get().execute();
     while let Some(message) = messages.try_next().await? {
+        if without == Some(message.header.index) {
+            continue;
+        }
         // On a point-to-point link `Address` is the other end and `Local` this one.
         let mut local = None;
         let mut address = None;

@@ -65,6 +65,7 @@ mod doors;
 mod faults;
 mod health;
 mod host;
+mod ipvs;
 mod kubeadm;
 mod layouts;
 mod metrics;

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -25,6 +26,8 @@ pub const WORLD_VARIABLE: &str = "FERRULE_NETNS_WORLD";
 /// What the proxy is configured with.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// Which kernel mechanism it uses.
+    pub mode: Mode,
     /// How it knows local pods.
     pub detector: Detector,
     /// `masqueradeAll`.
@@ -39,6 +42,20 @@ pub struct Config {
     pub bind_address_hard_fail: bool,
     /// Where rules stand.
     pub layout: Layout,
+}
+
+/// A kernel mechanism, with what only it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Rules.
+    Iptables,
+    /// Virtual servers.
+    Ipvs {
+        /// `ipvs.scheduler`.
+        scheduler: &'static str,
+        /// `ipvs.excludeCIDRs`.
+        excluded: Vec<&'static str>,
+    },
 }
 
 /// Where rules stand, as environment variables have it.
@@ -69,11 +86,13 @@ pub enum Detector {
 pub struct Proxy<'w> {
     world: &'w World,
     child: Child,
+    is_ipvs: bool,
 }
 
 impl Default for Config {
     fn default() -> Config {
         Config {
+            mode: Mode::Iptables,
             detector: Detector::ClusterCidr,
             masquerade_all: false,
             sync_period: "30s",
@@ -93,6 +112,29 @@ impl Detector {
         match self {
             Detector::InterfacePrefix => Fabric::Routed,
             _ => Fabric::Bridge,
+        }
+    }
+}
+
+// === impl Mode ===
+
+impl Mode {
+    /// Virtual servers, otherwise as usual.
+    pub const IPVS: Mode = Mode::Ipvs { scheduler: "", excluded: Vec::new() };
+
+    /// Adds what the configuration file says of it.
+    fn write(&self, file: &mut Value, sync_period: &str) {
+        match self {
+            Mode::Iptables => file["mode"] = json!("iptables"),
+            Mode::Ipvs { scheduler, excluded } => {
+                file["mode"] = json!("ipvs");
+                file["ipvs"] = json!({
+                    "scheduler": scheduler,
+                    "excludeCIDRs": excluded,
+                    "syncPeriod": sync_period,
+                    "minSyncPeriod": "10ms",
+                });
+            }
         }
     }
 }
@@ -126,7 +168,6 @@ impl Config {
         let mut file = json!({
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
             "kind": "KubeProxyConfiguration",
-            "mode": "iptables",
             "iptables": {
                 "masqueradeAll": self.masquerade_all,
                 "localhostNodePorts": self.localhost_node_ports,
@@ -141,6 +182,7 @@ impl Config {
             "oomScoreAdj": 0,
             "logging": {"verbosity": 4},
         });
+        self.mode.write(&mut file, self.sync_period);
         match self.detector {
             Detector::None => {}
             Detector::ClusterCidr => file["clusterCIDR"] = json!(Family::BOTH.map(Family::cluster_cidr).join(",")),
@@ -174,7 +216,9 @@ impl<'w> Proxy<'w> {
         let file = world.dir().join("config.json");
         fs::write(&file, serde_json::to_vec_pretty(&config.file()).unwrap()).unwrap();
         let arguments = arguments(&file, &manifests(world), Node::A.name());
-        Proxy::spawn(world, &[config.layout.variables(), arguments].concat())
+        let mut proxy = Proxy::spawn(world, &[config.layout.variables(), arguments].concat());
+        proxy.is_ipvs = config.mode != Mode::Iptables;
+        proxy
     }
 
     /// Starts it with a configuration file, manifests and node name of any kind, and does not wait.
@@ -200,7 +244,7 @@ impl<'w> Proxy<'w> {
             .process_group(0);
         let child =
             world.node.run_on_keeper(move || command.spawn()).expect("setpriv (package util-linux) is to start");
-        Proxy { world, child }
+        Proxy { world, child, is_ipvs: false }
     }
 
     /// Changes the objects and waits until the change is in the kernel.
@@ -213,12 +257,35 @@ impl<'w> Proxy<'w> {
     /// Waits until the rules for a marker Service are there and nothing changes any more.
     #[track_caller]
     pub fn settled(&self, marker: &Service) {
+        if self.is_ipvs {
+            return self.settled_in_table(marker);
+        }
         let family = self.world.family();
         let text = format!("\"{} cluster IP\"", marker.port(Proto::Tcp));
         eventually(LONG, &format!("the rules for {text} are in the kernel"), || {
             assert!(self.running(), "ferrule ended, see its log");
             Rules::read(self.world, family).leads_to_service(&text).then_some(())
         });
+        quiet(self.world);
+    }
+
+    /// The same for a marker's virtual server, which is there before all rules are.
+    #[track_caller]
+    fn settled_in_table(&self, marker: &Service) {
+        let shown = shown_in_table(SocketAddr::new(marker.cluster_ip, marker.port));
+        let synced = format!("\"synced\" family=\"{}\"", self.world.family().name());
+        let syncs = || fs::read_to_string(self.world.log_path()).unwrap().matches(&synced).count();
+        let mut before = syncs();
+        eventually(LONG, &format!("there is a virtual server {shown}"), || {
+            assert!(self.running(), "ferrule ended, see its log");
+            let now = syncs();
+            let is_there = self.world.node.proc_net("ip_vs").contains(&shown);
+            if !is_there {
+                before = now;
+            }
+            is_there.then_some(())
+        });
+        eventually(LONG, "the sync is done that made it", || (syncs() > before).then_some(()));
         quiet(self.world);
     }
 
@@ -264,6 +331,17 @@ impl Drop for Proxy<'_> {
 /// The binary under test: the one built with these tests, or `FERRULE_NETNS_BINARY`.
 pub fn binary() -> PathBuf {
     std::env::var_os("FERRULE_NETNS_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_ferrule").into(), PathBuf::from)
+}
+
+/// An address as `/proc/net/ip_vs` shows it.
+pub fn shown_in_table(address: SocketAddr) -> String {
+    match address {
+        SocketAddr::V4(address) => format!("{:08X}:{:04X}", u32::from(*address.ip()), address.port()),
+        SocketAddr::V6(address) => {
+            let groups = address.ip().segments().map(|group| format!("{group:04x}")).join(":");
+            format!("[{groups}]:{:04X}", address.port())
+        }
+    }
 }
 
 fn arguments(config: &Path, manifests: &Path, hostname: &str) -> Vec<OsString> {

@@ -204,9 +204,8 @@ async fn tables_of_nftables_mode() {
 }
 
 #[tokio::test]
-async fn virtual_servers_and_sets_of_ipvs_mode() {
+async fn sets_of_ipvs_mode() {
     let modprobe = ("modprobe -va ip_vs", 0, "", "");
-    let ipvsadm = ("ipvsadm --clear", 0, "", "");
     let names = "KUBE-LOOP-BACK\nKUBE-6-LOAD-BALANCER-SOURCE-CID\ncali40s:x\nKUBE-CLUSTER-IP\nKUBE-MINE\n";
     let list = ("ipset list -name", 0, names, "");
     let destroy = ("ipset destroy", 0, "", "");
@@ -215,26 +214,15 @@ async fn virtual_servers_and_sets_of_ipvs_mode() {
     let proc = nowhere();
     std::fs::create_dir(proc.path().join("net")).unwrap();
     let table = proc.path().join("net/ip_vs");
-    let touched = |node: &Node| {
-        let is_of_ipvs = |asked: &String| asked.starts_with("ipvsadm") || asked.starts_with("ipset destroy");
-        node.asked().into_iter().filter(is_of_ipvs).collect::<Vec<_>>()
-    };
+    let touched =
+        |node: &Node| node.asked().into_iter().filter(|asked| asked.starts_with("ipset destroy")).collect::<Vec<_>>();
     let sets = [
         "ipset destroy KUBE-LOOP-BACK",
-        "ipset destroy KUBE-6-LOAD-BALANCER-SOURCE-CID",
         "ipset destroy KUBE-CLUSTER-IP",
+        "ipset destroy KUBE-6-LOAD-BALANCER-SOURCE-CID",
     ];
 
-    // The module is loaded, and there are servers.
-    std::fs::write(&table, format!("{header}TCP  AC1E0001:01BB rr\n")).unwrap();
-    let node = Node::new(None, &[ipvsadm, list, destroy]);
-    assert_eq!(node.clean(proc.path()).await, Vec::<String>::new());
-    assert_eq!(touched(&node), [&["ipvsadm --clear"], &sets[..]].concat());
-
-    let node = Node::new(None, &[list, destroy]);
-    assert_eq!(node.clean(proc.path()).await, ["virtual servers stay: install ipvsadm, or restart the node"]);
-
-    // None: then nobody needs ipvsadm.
+    // The module is loaded. (What becomes of virtual servers, tests/vm/ shows: they are not asked for by a program.)
     std::fs::write(&table, header).unwrap();
     let node = Node::new(None, &[list, destroy]);
     assert_eq!(node.clean(proc.path()).await, Vec::<String>::new());

@@ -10,6 +10,7 @@
 
 mod algebra;
 mod api;
+mod balanced;
 mod cleanup;
 mod clusters;
 mod config;

@@ -11,8 +11,10 @@
 //!   also on those that serve no node ports.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use ferrule::model::ServicePortName;
+use ferrule::net::{Protocol, host_net};
 use ferrule::plan::{
     Action, Backend, Frontend, Listen, NodePlan, NodePortAddresses, Plan, PodTraffic, ServicePlan, Source,
 };
@@ -74,6 +76,107 @@ pub(crate) fn judge(plan: &Plan, world: &World, packet: &Packet, remembered: &Re
             balance(service, &chosen, masquerade, world, packet)
         }
     }
+}
+
+/// What becomes of a packet where virtual servers balance. `world` has their addresses as well. What a virtual server
+/// does not serve and is sent to its address is refused, because only the node itself could be meant.
+///
+/// Other than where rules balance: loopback sources are never masqueraded, and whether what is sent to a cluster IP is,
+/// without a way to tell pods, depends on whether its sender has that very address.
+pub(crate) fn judge_balanced(plan: &Plan, world: &World, links: &[IpAddr], packet: &Packet) -> Verdicts {
+    let Some((service, frontend)) = find(plan, world, packet) else {
+        let is_virtual = links.contains(&packet.destination) && !health_checked(plan, packet);
+        return Verdicts::always(match is_virtual && comes_in(world, packet) {
+            true => Verdict::Rejected,
+            // Which makes no difference: the node gets one of its own addresses, an endpoint that of its gateway.
+            false => {
+                let masqueraded = reaches_itself(plan, packet) || is_taken_for_node_port(plan, world, packet);
+                Verdict::Untouched { masqueraded }
+            }
+        });
+    };
+    let Some(Action::Balance { pool, masquerade }) = frontend.default_action() else {
+        panic!("virtual servers balance whatever comes")
+    };
+    let pool = service.pool(pool);
+    // The same address may be an external IP as well, which nothing restricts.
+    let at = Listen::LoadBalancerIp(packet.destination, packet.port);
+    let restricted = service.frontends.iter().find(|frontend| frontend.listen == at);
+    if let Some(allowed) = restricted.and_then(|frontend| frontend.allow_from.as_ref()) {
+        // A process here is only stopped if it has the load balancer's address, which says that the node may or may not
+        // use it, and when an endpoint was found for it.
+        let own = packet.source == packet.destination && !pool.is_empty();
+        let stopped = match packet.interface {
+            Some(_) => !allowed.iter().any(|net| net.contains(&packet.source)),
+            None => own && !allowed.contains(&host_net(packet.destination)),
+        };
+        if stopped {
+            return Verdicts::always(Verdict::Dropped);
+        }
+    }
+    let node = plan.node.virtual_servers.as_ref().expect("virtual servers balance");
+    let masquerade = match frontend.listen {
+        _ if packet.source.is_loopback() => false,
+        Listen::ClusterIp(..) if node.masquerade_all => true,
+        Listen::ClusterIp(ip, _) => match &plan.node.pod_traffic {
+            Some(_) => !is_pod(&plan.node, packet),
+            None => packet.source == ip,
+        },
+        _ => masquerade,
+    };
+    let mut verdicts = Verdicts::default();
+    if pool.is_empty() {
+        verdicts.add(Verdict::Rejected, 1.0);
+    }
+    for backend in &pool {
+        let hairpin = backend.ip == packet.source && is_here(plan, packet.protocol, *backend);
+        let verdict = Verdict::Delivered { backend: *backend, masqueraded: masquerade || hairpin, remembers: false };
+        verdicts.add(verdict, 1.0 / pool.len() as f64);
+    }
+    verdicts
+}
+
+/// Whether an endpoint of this node sends to itself.
+fn reaches_itself(plan: &Plan, packet: &Packet) -> bool {
+    let to = Backend { ip: packet.destination, port: packet.port };
+    packet.source == packet.destination && is_here(plan, packet.protocol, to)
+}
+
+/// Whether this is an endpoint of any Service, on this node.
+fn is_here(plan: &Plan, protocol: Protocol, backend: Backend) -> bool {
+    let mut services = plan.services().iter().filter(|(name, _)| name.protocol == protocol);
+    services.any(|(_, service)| service.here.iter().any(|here| here == backend))
+}
+
+/// Whether a process of this node asks one of its addresses for a node port that is not served there. (The sets of TCP
+/// and UDP know no addresses.)
+fn is_taken_for_node_port(plan: &Plan, world: &World, packet: &Packet) -> bool {
+    let is_masqueraded = |frontend: &Frontend| {
+        let action = frontend.default_action();
+        frontend.listen == Listen::NodePort(packet.port)
+            && matches!(action, Some(Action::Balance { masquerade: true, .. }))
+    };
+    let mut services = plan.services().iter().filter(|(name, _)| name.protocol == packet.protocol);
+    let serves = plan.node.node_port_addresses != NodePortAddresses::Only(Vec::new());
+    let is_own = packet.interface.is_none() && world.is_local(packet.destination) && !packet.source.is_loopback();
+    let has_port = services.any(|(_, service)| service.frontends.iter().any(is_masqueraded));
+    is_own && serves && has_port && packet.protocol != Protocol::Sctp
+}
+
+/// Whether packets pass the rules for what comes in: not so what a process sends elsewhere.
+fn comes_in(world: &World, packet: &Packet) -> bool {
+    packet.interface.is_some() || world.is_local(packet.destination)
+}
+
+/// Whether a packet is for a port on which load balancers ask for the node's health. (The set knows no protocols. A
+/// Service port with a node port and no address to serve it on is left out from there on.)
+fn health_checked(plan: &Plan, packet: &Packet) -> bool {
+    let has_addresses = plan.node.node_port_addresses != NodePortAddresses::Only(Vec::new());
+    plan.services().values().any(|service| {
+        let is_node_port = |frontend: &Frontend| matches!(frontend.listen, Listen::NodePort(_));
+        let is_served = has_addresses || !service.frontends.iter().any(is_node_port);
+        is_served && service.health_check.as_ref().is_some_and(|check| check.node_port == packet.port)
+    })
 }
 
 /// The frontend that takes a packet. Addresses of Services go before node ports.

@@ -6,7 +6,7 @@ use std::fmt;
 use ferrule::command::fake::Tables;
 use ferrule::plan::Backend;
 
-use crate::tracer::{self, Packet, Seen, Verdict, World};
+use crate::tracer::{self, Packet, Seen, Verdict, VirtualServers, World};
 
 /// What may become of a packet, each with its chance.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +20,16 @@ pub(crate) struct Verdicts(BTreeMap<Verdict, f64>);
 pub(crate) fn trace(tables: &Tables, world: &World, packet: &Packet, seen: &Seen) -> Verdicts {
     let mut verdicts = Verdicts::default();
     for way in tracer::ways(tables, world, packet, seen).unwrap_or_else(|error| panic!("{error}")) {
+        verdicts.add(way.verdict, way.chance);
+    }
+    verdicts
+}
+
+/// The same where virtual servers balance.
+pub(crate) fn trace_with(tables: &Tables, balancer: &VirtualServers, world: &World, packet: &Packet) -> Verdicts {
+    let mut verdicts = Verdicts::default();
+    let ways = tracer::ways_with(tables, Some(balancer), world, packet, &Seen::new());
+    for way in ways.unwrap_or_else(|error| panic!("{error}")) {
         verdicts.add(way.verdict, way.chance);
     }
     verdicts

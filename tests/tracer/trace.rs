@@ -9,6 +9,7 @@
 //! A rule that cannot be read is an error if the packet comes to it, and nothing to worry about if
 //! not.
 
+mod balancer;
 mod packet;
 mod walk;
 
@@ -18,9 +19,10 @@ use ferrule::backend::iptables::names::ChainName;
 use ferrule::backend::iptables::ruleset::Table;
 use ferrule::command::fake::Tables;
 
-use self::Step::{Chain, Loopback, Route};
+use self::Step::{Balance, Chain, Loopback, Route};
 use self::walk::{End, Interface, State, Walk};
 
+pub(crate) use self::balancer::VirtualServers;
 pub(crate) use self::packet::{Packet, Verdict, World};
 
 /// The lists that a packet's source is on, and how many seconds ago it was put there.
@@ -57,13 +59,17 @@ enum Step {
     Route,
     /// The interface by which a node talks to itself.
     Loopback,
+    /// Virtual servers, if there are any. (kernel: `ip_vs_in_hook`, after the filters of what stays and before those of
+    /// what leaves.)
+    Balance,
 }
 
 /// What comes in.
 const ENTERS: &[Step] = &[Chain(Table::Mangle, "PREROUTING"), Chain(Table::Nat, "PREROUTING"), Route];
 
 /// And is for the node.
-const STAYS: &[Step] = &[Chain(Table::Mangle, "INPUT"), Chain(Table::Filter, "INPUT"), Chain(Table::Nat, "INPUT")];
+const STAYS: &[Step] =
+    &[Chain(Table::Mangle, "INPUT"), Chain(Table::Filter, "INPUT"), Balance, Chain(Table::Nat, "INPUT")];
 
 /// And is for somebody else.
 const PASSES: &[Step] = &[
@@ -77,10 +83,19 @@ const PASSES: &[Step] = &[
 const LEAVES: &[Step] = &[
     Chain(Table::Mangle, "OUTPUT"),
     Chain(Table::Nat, "OUTPUT"),
+    Balance,
     Chain(Table::Filter, "OUTPUT"),
     Chain(Table::Mangle, "POSTROUTING"),
     Chain(Table::Nat, "POSTROUTING"),
     Route,
+];
+
+/// What a virtual server sends on. Its destination was settled before, so that nothing is asked about it again.
+const BALANCED: &[Step] = &[
+    Chain(Table::Mangle, "OUTPUT"),
+    Chain(Table::Filter, "OUTPUT"),
+    Chain(Table::Mangle, "POSTROUTING"),
+    Chain(Table::Nat, "POSTROUTING"),
 ];
 
 /// And is for itself. Addresses are translated only once, so the nat table is not asked again.
@@ -94,8 +109,19 @@ pub(crate) fn ways<'a>(
     packet: &Packet,
     seen: &Seen,
 ) -> Result<Vec<Way<'a>>, String> {
+    ways_with(tables, None, world, packet, seen)
+}
+
+/// The same where virtual servers balance. Their addresses are the node's own, and `world` has to say so.
+pub(crate) fn ways_with<'a>(
+    tables: &'a Tables,
+    balancer: Option<&VirtualServers>,
+    world: &World,
+    packet: &Packet,
+    seen: &Seen,
+) -> Result<Vec<Way<'a>>, String> {
     assert_eq!(tables.family(), packet.family());
-    let walk = Walk { tables, world, packet, seen };
+    let walk = Walk { tables, balancer, world, packet, seen };
     let mut ways = Vec::new();
     let first = if packet.interface.is_some() { ENTERS } else { LEAVES };
     follow(&walk, first, State::of(packet), 1.0, &mut ways)?;
@@ -126,6 +152,21 @@ fn follow<'a>(
                 (false, false) => &[],
             };
             return follow(walk, next, state, chance, ways);
+        }
+        Balance => {
+            let server = (walk.packet.protocol, state.destination, state.destination_port());
+            let Some(pool) = walk.balancer.and_then(|balancer| balancer.servers.get(&server)) else {
+                return follow(walk, rest, state, chance, ways);
+            };
+            if pool.is_empty() {
+                ways.push(state.ends(Verdict::Rejected, chance));
+                return Ok(());
+            }
+            for backend in pool {
+                let state = state.balanced(walk.packet.protocol, *backend);
+                follow(walk, BALANCED, state, chance / pool.len() as f64, ways)?;
+            }
+            return Ok(());
         }
         Loopback => {
             state.interface = Interface::Loopback;

@@ -10,7 +10,7 @@ use ferrule::net::{IpFamily, Protocol};
 use ferrule::plan::Backend;
 use ipnet::IpNet;
 
-use super::{Packet, Place, Seen, Verdict, Way, World};
+use super::{Packet, Place, Seen, Verdict, VirtualServers, Way, World};
 
 /// As deep as the kernel lets chains call each other, by default.
 const DEPTH_MAX: usize = 16;
@@ -18,6 +18,8 @@ const DEPTH_MAX: usize = 16;
 /// The rules, the node they work in, and the packet.
 pub(super) struct Walk<'a, 'p> {
     pub(super) tables: &'a Tables,
+    /// What balances besides rules.
+    pub(super) balancer: Option<&'p VirtualServers>,
     pub(super) world: &'p World,
     pub(super) packet: &'p Packet,
     pub(super) seen: &'p Seen,
@@ -32,6 +34,8 @@ pub(super) struct State<'a> {
     mark: u32,
     /// Where its destination was translated to.
     translated: Option<Backend>,
+    /// The virtual server that did so, if it was one.
+    through: Option<(Protocol, IpAddr, u16)>,
     /// Its source is now an address of this node; the kernel chooses which.
     masqueraded: bool,
     /// Lists its source was put on.
@@ -89,6 +93,7 @@ impl<'a> State<'a> {
             port: packet.port,
             mark: 0,
             translated: None,
+            through: None,
             masqueraded: false,
             remembered: Vec::new(),
             passed: Vec::new(),
@@ -103,6 +108,18 @@ impl<'a> State<'a> {
             Some(backend) => Verdict::Delivered { backend, masqueraded, remembers: !self.remembered.is_empty() },
         };
         self.ends(verdict, chance)
+    }
+
+    /// It has come to a virtual server, and goes to one of its endpoints.
+    pub(super) fn balanced(&self, protocol: Protocol, to: Backend) -> State<'a> {
+        let mut state = self.clone();
+        state.through = Some((protocol, self.destination, self.port));
+        (state.destination, state.port, state.translated) = (to.ip, to.port, Some(to));
+        state
+    }
+
+    pub(super) fn destination_port(&self) -> u16 {
+        self.port
     }
 
     pub(super) fn ends(self, verdict: Verdict, chance: f64) -> Way<'a> {
@@ -239,9 +256,14 @@ impl<'a> Walk<'a, '_> {
                 Match::Mark(mark) => (state.mark & mark.value.mask == mark.value.value) != mark.not,
                 Match::SourceIsLocal => self.source_is(&state, |ip| self.world.is_local(ip)),
                 Match::SourceIsNotLocal => !self.source_is(&state, |ip| self.world.is_local(ip)),
-                Match::NotFromBridge | Match::InSet { .. } | Match::ThroughVirtualServer { .. } => {
-                    panic!("no rule of iptables mode: {condition:?}")
+                // Of bridges nothing is known here.
+                Match::NotFromBridge => true,
+                Match::InSet { set, sides } => {
+                    let balancer = self.balancer.expect("sets go with virtual servers");
+                    let (to, port) = (state.destination, state.port);
+                    self.source_is(&state, |ip| balancer.has(set, sides, self.packet.protocol, (ip, to, port)))
                 }
+                Match::ThroughVirtualServer { ip, protocol, port } => state.through == Some((*protocol, *ip, *port)),
                 Match::DestinationIsLocal => self.world.is_local(state.destination),
                 Match::ToItself(_) => self.source_is(&state, |ip| ip == state.destination),
                 Match::Transport(protocol, port) => {

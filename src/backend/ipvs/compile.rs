@@ -107,6 +107,10 @@ impl<'a> Compiler<'a> {
     /// connection to one's own address has that address as its source.
     fn restrict(&mut self, frontend: &Frontend, ip: IpAddr, port: u16) {
         let Some(sources) = &frontend.allow_from else { return };
+        // Everybody may. (No set takes such a network; kube-proxy leaves nobody then.)
+        if sources.iter().any(|source| source.prefix_len() == 0) {
+            return;
+        }
         self.enter(Set::LoadBalancerFw, ip, port);
         for source in sources.iter() {
             let entry = match *source == host_net(ip) {
@@ -121,10 +125,11 @@ impl<'a> Compiler<'a> {
     }
 
     fn node_port(&mut self, port: u16, pool: PoolKind, masquerade: bool) {
-        let (all, local) = match self.protocol {
-            Protocol::Tcp => (Set::NodePortTcp, Set::NodePortLocalTcp),
-            Protocol::Udp => (Set::NodePortUdp, Set::NodePortLocalUdp),
-            Protocol::Sctp => (Set::NodePortSctpHash, Set::NodePortLocalSctpHash),
+        let all = Set::of_node_ports(self.protocol);
+        let local = match self.protocol {
+            Protocol::Tcp => Set::NodePortLocalTcp,
+            Protocol::Udp => Set::NodePortLocalUdp,
+            Protocol::Sctp => Set::NodePortLocalSctpHash,
         };
         let addresses = self.node_port_addresses();
         for ip in addresses {

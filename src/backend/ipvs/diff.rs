@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::compile::{ServiceRules, Style, real_server, service};
@@ -29,6 +30,8 @@ pub struct Asked {
 pub struct Changes {
     /// Entries to add, and those to remove.
     pub entries: Difference<(Set, Entry)>,
+    /// Addresses of the link.
+    pub addresses: Difference<IpAddr>,
     /// Virtual servers that this node may not use, or may again ([`super::compile::guard`]).
     pub guards: Difference<Address>,
     /// Virtual servers, each once.
@@ -97,6 +100,83 @@ impl Asked {
         self.sizes.iter().filter(|(_, size)| **size > 0).map(|(set, _)| *set).collect()
     }
 
+    /// The node that all this is for.
+    pub fn node(&self) -> &Arc<NodePlan> {
+        &self.node
+    }
+
+    /// Service ports that ask for something.
+    pub fn names(&self) -> impl Iterator<Item = &ServicePortName> {
+        self.services.keys()
+    }
+
+    /// Entries of sets.
+    pub fn entries(&self) -> impl Iterator<Item = (Set, Entry)> {
+        self.entries.now.keys().copied()
+    }
+
+    /// Addresses of the link.
+    pub fn links(&self) -> impl Iterator<Item = IpAddr> {
+        self.entries().filter_map(link)
+    }
+
+    /// Virtual servers that this node may not use, in order.
+    pub fn guards(&self) -> Vec<Address> {
+        let mut guards: Vec<Address> = self.guards.now.keys().copied().collect();
+        guards.sort_unstable();
+        guards
+    }
+
+    /// Addresses of virtual servers.
+    pub fn addresses(&self) -> impl Iterator<Item = Address> {
+        self.owners.keys().copied()
+    }
+
+    /// The virtual server at an address, with its real ones.
+    pub fn server(&self, address: Address) -> Option<(VirtualServer, Vec<RealServer>)> {
+        let (server, pool) = self.standing(address, &mut Compiled::new())?;
+        Some((server, pool.into_iter().map(real_server).collect()))
+    }
+
+    /// The virtual server at an address.
+    pub fn virtual_server(&self, address: Address) -> Option<VirtualServer> {
+        self.standing(address, &mut Compiled::new()).map(|(server, _)| server)
+    }
+
+    /// How many entries each set has.
+    pub fn sizes(&self) -> BTreeMap<Set, usize> {
+        Set::all().map(|set| (set, self.sizes.get(&set).copied().unwrap_or_default())).collect()
+    }
+
+    /// The Service port whose virtual server stands there.
+    pub fn owner(&self, address: Address) -> Option<&ServicePortName> {
+        self.owners.get(&address)?.first()
+    }
+
+    /// Service ports that ask for any of these entries. Looks at all of them.
+    pub fn askers<'a>(&'a self, entries: &'a BTreeSet<(Set, Entry)>) -> impl Iterator<Item = &'a ServicePortName> {
+        let asks = |name: &ServicePortName, plan: &ServicePlan| {
+            service(name, plan, &self.node, &self.style).entries.iter().any(|entry| entries.contains(entry))
+        };
+        self.services.iter().filter(move |(name, plan)| asks(name, plan)).map(|(name, _)| name)
+    }
+
+    /// Addresses of the virtual servers of a Service port.
+    pub fn addresses_of(&self, name: &ServicePortName) -> Vec<Address> {
+        let Some(plan) = self.services.get(name) else { return Vec::new() };
+        let rules = service(name, plan, &self.node, &self.style);
+        rules.servers.iter().map(|(server, _)| server.address).collect()
+    }
+
+    /// These entries are not there after all: whoever asks for one next gets it.
+    pub fn forget(&mut self, entries: &BTreeSet<(Set, Entry)>) {
+        for entry in entries {
+            if self.entries.now.remove(entry).is_some() {
+                self.sizes.entry(entry.0).and_modify(|size| *size -= 1);
+            }
+        }
+    }
+
     /// Changes what these Service ports ask for, or forgets them.
     pub fn set<'a>(
         &mut self,
@@ -127,6 +207,7 @@ impl Asked {
             changes.servers.extend(server_change(address, stood, stands));
         }
         changes.entries = self.entries.difference();
+        changes.addresses = changes.entries.links();
         changes.guards = self.guards.difference();
         for (set, _) in &changes.entries.add {
             *self.sizes.entry(*set).or_default() += 1;
@@ -175,6 +256,14 @@ impl Asked {
     }
 }
 
+/// The address of the link that comes with an entry.
+fn link((set, entry): (Set, Entry)) -> Option<IpAddr> {
+    match (set, entry) {
+        (Set::IpvsIps, Entry::Ip(ip)) => Some(ip),
+        _ => None,
+    }
+}
+
 fn server_change(address: Address, before: Option<Standing>, after: Option<Standing>) -> Option<ServerChange> {
     match (before, after) {
         (None, None) => None,
@@ -202,6 +291,14 @@ impl Changes {
 }
 
 // === impl Difference ===
+
+impl Difference<(Set, Entry)> {
+    /// The addresses of the link that come and go with these entries.
+    fn links(&self) -> Difference<IpAddr> {
+        let links = |entries: &[(Set, Entry)]| entries.iter().copied().filter_map(link).collect();
+        Difference { add: links(&self.add), remove: links(&self.remove) }
+    }
+}
 
 impl<T> Default for Difference<T> {
     fn default() -> Difference<T> {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::BitOr;
 
 use ipnet::IpNet;
 
@@ -183,6 +184,15 @@ impl Set {
         }
     }
 
+    /// The set of node ports of a protocol.
+    pub fn of_node_ports(protocol: Protocol) -> Set {
+        match protocol {
+            Protocol::Tcp => Set::NodePortTcp,
+            Protocol::Udp => Set::NodePortUdp,
+            Protocol::Sctp => Set::NodePortSctpHash,
+        }
+    }
+
     /// The comment of rules that ask it.
     pub fn comment(self) -> &'static str {
         self.properties().2
@@ -200,6 +210,15 @@ impl Sets {
     /// Whether it is one of them.
     pub fn contains(self, set: Set) -> bool {
         self.0 & 1 << set as u32 != 0
+    }
+}
+
+/// Those of either.
+impl BitOr for Sets {
+    type Output = Sets;
+
+    fn bitor(self, other: Sets) -> Sets {
+        Sets(self.0 | other.0)
     }
 }
 

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rustix::net::sockopt::set_socket_linger;
+
 use super::{Answer, Call};
 use crate::world::{Namespace, eventually};
 
@@ -15,6 +17,8 @@ pub struct Stream {
     pub answer: Answer,
     rounds: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
+    #[allow(dead_code, reason = "for tests/vm/")]
+    abort: Arc<AtomicBool>,
     error: Arc<Mutex<String>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -26,8 +30,9 @@ impl Stream {
     pub fn open(netns: &Namespace, call: Call) -> Stream {
         let (mut stream, answer) = netns.run(|| call.open()).unwrap_or_else(|error| panic!("{call:?}: {error}"));
         let (rounds, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let error = Arc::new(Mutex::new(String::new()));
+        let (abort, error) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(String::new())));
         let (counter, stopped, report) = (Arc::clone(&rounds), Arc::clone(&stop), Arc::clone(&error));
+        let aborted = Arc::clone(&abort);
         let thread = std::thread::spawn(move || {
             stream.set_nodelay(true).unwrap();
             // Long enough for several retransmissions, short enough for a test to end.
@@ -49,8 +54,11 @@ impl Stream {
                 counter.fetch_add(1, Ordering::Relaxed);
                 std::thread::sleep(Duration::from_millis(3));
             }
+            if aborted.load(Ordering::Relaxed) {
+                set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
+            }
         });
-        Stream { answer, rounds, stop, error, thread: Some(thread) }
+        Stream { answer, rounds, stop, abort, error, thread: Some(thread) }
     }
 
     /// Waits until more has come back than so far: the connection works at this moment.
@@ -64,6 +72,14 @@ impl Stream {
             assert!(!ended, "{what}: {}", self.error.lock().unwrap());
             (self.rounds.load(Ordering::Relaxed) >= target).then_some(())
         });
+    }
+
+    /// Ends it so that nobody waits for what may still be under way: the kernel forgets it soon.
+    #[allow(dead_code, reason = "for tests/vm/")]
+    #[track_caller]
+    pub fn break_off(self) {
+        self.abort.store(true, Ordering::Relaxed);
+        self.finish();
     }
 
     /// Ends it; a connection that broke is a failure of the test.

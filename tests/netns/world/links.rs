@@ -29,6 +29,7 @@ pub(super) fn wire(fabric: Fabric, pods_a: u8, pods_b: u8) -> Wired {
     for router in [&node, &peer] {
         router.sysctl(HOST);
         router.sysctl(ROUTER);
+        router.sysctl_if_there(LIMITS);
     }
     if fabric == Fabric::Bridge {
         // Otherwise answers between two pods of one bridge pass by, still with the pod's address.
@@ -117,10 +118,11 @@ const ROUTER: &[(&str, &str)] = &[
     ("net/ipv4/conf/default/send_redirects", "0"),
     ("net/ipv4/icmp_ratelimit", "0"),
     ("net/ipv4/icmp_ratemask", "0"),
-    ("net/ipv4/icmp_msgs_per_sec", "100000"),
-    ("net/ipv4/icmp_msgs_burst", "100000"),
     ("net/ipv6/icmp/ratelimit", "0"),
 ];
+
+/// For nodes, where a namespace has limits of its own. (Before Linux 6.13, they are the host's.)
+const LIMITS: &[(&str, &str)] = &[("net/ipv4/icmp_msgs_per_sec", "100000"), ("net/ipv4/icmp_msgs_burst", "100000")];
 
 /// Lines for one `ip -batch`.
 #[derive(Default)]

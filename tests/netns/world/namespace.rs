@@ -149,6 +149,18 @@ impl Namespace {
         });
     }
 
+    /// The same, for those of them that there are.
+    pub fn sysctl_if_there(&self, settings: &[(&str, &str)]) {
+        self.run(|| {
+            for (name, value) in settings {
+                let path = format!("/proc/sys/{name}");
+                if std::path::Path::new(&path).exists() {
+                    std::fs::write(&path, value).unwrap_or_else(|error| panic!("{path}: {error}"));
+                }
+            }
+        });
+    }
+
     /// The content of a file under `/proc/net` as seen from inside.
     pub fn proc_net(&self, file: &str) -> String {
         self.run(|| {

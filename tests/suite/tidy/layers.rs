@@ -7,12 +7,13 @@ use super::{File, assert_complaints, assert_none, repository};
 const CORE: [&str; 7] = ["net", "model", "cluster", "topology", "plan", "conntrack", "sync/pacer"];
 
 /// The files of a backend that do not either.
-const PURE_IN_BACKENDS: [&str; 16] = [
+const PURE_IN_BACKENDS: [&str; 19] = [
     "applied",
     "batch",
     "round",
     "names",
     "ruleset",
+    "compare",
     "compile",
     "diff",
     "render",
@@ -20,6 +21,8 @@ const PURE_IN_BACKENDS: [&str; 16] = [
     "snapshot",
     "parse",
     "drain",
+    "rules",
+    "sets",
     "nft/attributes",
     "nft/decode",
     "nft/extensions",
