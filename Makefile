@@ -87,6 +87,11 @@ tests() {
 }
 endef
 
+# From here on, cargo runs what it has built in a kernel of its own that has IPVS.
+define in_vm
+export "CARGO_TARGET_$$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')_RUNNER=tests/vm/boot -m 1024 -t 900"
+endef
+
 .PHONY: help
 help: ## list the targets
 	@echo 'ferrule: a drop-in replacement for kube-proxy. Targets:'
@@ -97,6 +102,13 @@ demo: ## watch a proxy at work on real packets, in network namespaces of its own
 	@$(needs)
 	needs $(COMPILER) $(KERNEL_TOOLS)
 	cargo run --locked -- demo $(ARGS)
+
+.PHONY: demo-vm
+demo-vm: ## the same for ipvs mode, in a kernel of its own that has IPVS (root, x86-64)
+	@$(needs)
+	needs $(COMPILER) $(KERNEL_TOOLS) $(VM_TOOLS)
+	$(in_vm)
+	cargo run --locked -- demo --proxy-mode ipvs $(ARGS)
 
 .PHONY: test
 test: ## every test that needs nothing but this checkout and a Linux kernel (root)
@@ -112,12 +124,16 @@ conformance: ## compare the rules in the kernel with recordings of a real kube-p
 	if [[ ! -d "$(FERRULE_SHARED)/golden" ]]; then
 	  echo 'make conformance: no recordings in $(FERRULE_SHARED)/golden: set FERRULE_SHARED to the folder that holds golden/' >&2; exit 1
 	fi
-	needs $(COMPILER) $(KERNEL_TOOLS)
+	needs $(COMPILER) $(KERNEL_TOOLS) $(VM_TOOLS)
 	export FERRULE_SHARED="$$(realpath "$(FERRULE_SHARED)")"
 	if [[ -n '$(ARGS)' ]]; then
 	  tests --test conformance -- $(ARGS)
 	else
-	  tests --test conformance , $(addprefix --test ,$(TESTS)) -- recorded
+	  result=0
+	  tests --test conformance -- --skip in_vm:: , $(addprefix --test ,$(TESTS)) -- recorded || result=1
+	  $(in_vm)
+	  tests --test conformance -- in_vm:: || result=1
+	  exit $$result
 	fi
 
 .PHONY: test-vm
@@ -125,8 +141,7 @@ test-vm: ## test IPVS in a kernel of its own that has it: User-Mode Linux (root,
 	@$(needs)
 	$(tests)
 	needs $(COMPILER) $(KERNEL_TOOLS) $(VM_TOOLS)
-	host=$$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
-	export "CARGO_TARGET_$${host}_RUNNER=tests/vm/boot -t 600"
+	$(in_vm)
 	tests --test vm -- $(ARGS)
 
 .PHONY: lint
@@ -175,6 +190,13 @@ bench: ## time its parts, and the program at scale beside the bare tools (root);
 	  echo 'make bench: criterion keeps its figures under criterion/ in the target directory'
 	fi
 	cargo bench --locked --bench scale -- $(ARGS)
+
+.PHONY: bench-vm
+bench-vm: ## time ipvs mode beside the bare tools, in a kernel of its own that has IPVS (root, x86-64)
+	@$(needs)
+	needs $(COMPILER) $(KERNEL_TOOLS) $(VM_TOOLS) setpriv=util-linux
+	$(in_vm)
+	cargo bench --locked --bench ipvs -- $(ARGS)
 
 .PHONY: fuzz
 fuzz: ## search for inputs that break parsers or the slice merge (compiles cargo-fuzz: minutes); ARGS names targets

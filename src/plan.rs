@@ -93,8 +93,20 @@ pub struct ServicePlan {
     /// Endpoints on this node, usable or not: where virtual servers balance, packets that come back to the one they
     /// came from are known by these. Empty where rules balance.
     pub here: Pool,
+    /// Policies that ask for endpoints on this node where there are none, though there are elsewhere.
+    pub unmet: Unmet,
     /// How many endpoints the port has anywhere, usable or not: the measure of a cluster's size.
     pub endpoints: u32,
+}
+
+/// Which Local policies find no endpoint on this node. Where rules balance, they drop what comes then; where virtual
+/// servers balance, it goes to endpoints elsewhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unmet {
+    /// `internalTrafficPolicy`
+    pub internal: bool,
+    /// `externalTrafficPolicy`
+    pub external: bool,
 }
 
 /// A load balancer's question whether to send traffic to this node.

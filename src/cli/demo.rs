@@ -28,13 +28,16 @@ use story::Story;
 ///
 /// If it cannot run here, or its own work fails.
 pub async fn run(mode: ProxyMode) -> anyhow::Result<ExitCode> {
-    ensure!(mode == ProxyMode::Iptables, "mode {mode} is not built yet: the demo can only show iptables");
+    ensure!(mode != ProxyMode::Nftables, "mode {mode} is not built yet: the demo can show iptables and ipvs");
     ensure!(
         rustix::process::geteuid().is_root(),
         "the demo makes network namespaces, which only root may do: run it as root, or with sudo"
     );
     version("ip", "-V", "iproute2").await?;
-    let (_, tools) = Tools::find(System, IpFamily::V4).await.context("install the Debian package iptables")?;
+    let (_, mut tools) = Tools::find(System, IpFamily::V4).await.context("install the Debian package iptables")?;
+    if mode == ProxyMode::Ipvs {
+        tools = format!("virtual servers (IPVS), {}, {tools}", version("ipset", "--version", "ipset").await?);
+    }
     let mut stop = Stop::new()?;
     let mut screen = Screen::stdout();
     let dead = leftovers::remove_of_others().await?;
@@ -42,7 +45,7 @@ pub async fn run(mode: ProxyMode) -> anyhow::Result<ExitCode> {
         screen.line(&format!("Removed what {dead} killed demo{} had left.\n", if dead == 1 { "" } else { "s" }))?;
     }
 
-    let mut story = Story::new(screen, tools, leftovers::make_folder()?);
+    let mut story = Story::new(screen, mode, tools, leftovers::make_folder()?);
     let told = tokio::select! {
         told = story.tell() => Ok(told),
         number = stop.asked() => Err(number),

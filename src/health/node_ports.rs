@@ -167,7 +167,7 @@ mod tests {
 
     use super::*;
     use crate::net::Protocol;
-    use crate::plan::{HealthCheck, NodePlan, Pool, ServicePlan};
+    use crate::plan::{HealthCheck, NodePlan, Pool, ServicePlan, Unmet};
 
     fn plan(addresses: NodePortAddresses, services: &[(&str, &str, u16, &[u8])]) -> Plan {
         let node = NodePlan {
@@ -188,6 +188,7 @@ mod tests {
                 health_check: (*node_port > 0).then_some(HealthCheck { node_port: *node_port, ready_here }),
                 here: Pool::default(),
                 serving: Pool::default(),
+                unmet: Unmet::default(),
                 endpoints: 0,
             };
             (name(service, port), Arc::new(plan))

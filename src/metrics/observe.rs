@@ -11,7 +11,7 @@ use crate::backend::{Report, RuleCount, Scope};
 use crate::cluster::{Changed, Event};
 use crate::model::{Kind, ServiceName, ServicePortName};
 use crate::net::IpFamily;
-use crate::plan::{Action, Listen, Plan, ServicePlan};
+use crate::plan::{Plan, ServicePlan, Unmet};
 use crate::sync::notice::{Notice, Observer, Sync};
 
 /// Takes note of what happens in the loop. The cost of a notice is that of the change it tells of.
@@ -41,7 +41,7 @@ pub(super) struct Outstanding {
     in_sync: Option<Instant>,
 }
 
-/// Service ports that drop packets because their endpoints are all on other nodes.
+/// Service ports that shall only use endpoints of this node, and all of theirs are on other ones.
 #[derive(Default)]
 struct NoLocal {
     internal: HashSet<ServicePortName>,
@@ -172,7 +172,12 @@ impl Recorder {
         own.drift_repaired.with_label_values(family).inc_by(std::mem::take(&mut line.drifts));
         let no_local = [("internal", &line.no_local.internal), ("external", &line.no_local.external)];
         for (policy, ports) in no_local {
-            proxy.no_local_endpoints.with_label_values(&[policy, sync.family.as_str()]).set(ports.len() as f64);
+            // Where virtual servers balance, a Service counts once. (kube-proxy: the same.)
+            let number = match sync.plan.node.virtual_servers {
+                Some(_) => ports.iter().map(|port| &port.service).collect::<HashSet<_>>().len(),
+                None => ports.len(),
+            };
+            proxy.no_local_endpoints.with_label_values(&[policy, sync.family.as_str()]).set(number as f64);
         }
         proxy.last.with_label_values(family).set(unix(SystemTime::now()));
         self.succeeded(sync, report);
@@ -257,14 +262,9 @@ impl NoLocal {
         }
     }
 
-    /// Only a Local policy without an endpoint here ever drops what no earlier route took.
     fn look(&mut self, name: &ServicePortName, service: &ServicePlan) {
-        for frontend in service.frontends.iter().filter(|frontend| frontend.default_action() == Some(Action::Drop)) {
-            let ports = match frontend.listen {
-                Listen::ClusterIp(..) => &mut self.internal,
-                Listen::ExternalIp(..) | Listen::LoadBalancerIp(..) | Listen::NodePort(_) => &mut self.external,
-            };
-            ports.insert(name.clone());
-        }
+        let Unmet { internal, external } = service.unmet;
+        self.internal.extend(internal.then(|| name.clone()));
+        self.external.extend(external.then(|| name.clone()));
     }
 }

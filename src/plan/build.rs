@@ -9,7 +9,7 @@ use smallvec::smallvec;
 
 use super::{
     Action, Backend, Frontend, HealthCheck, Listen, NodePlan, NodePortAddresses, Plan, PodTraffic, Pool, PoolKind,
-    Routes, ServicePlan, Source, VirtualServerNode,
+    Routes, ServicePlan, Source, Unmet, VirtualServerNode,
 };
 use crate::cluster::{ClusterState, PortEndpoint, Slices, endpoints_of};
 use crate::model::{Node, Service, ServicePort, ServicePortName};
@@ -275,6 +275,13 @@ impl PlanContext {
             here: match self.virtual_servers {
                 true => pool(&endpoints.iter().filter(|endpoint| endpoint.local).collect::<Vec<_>>()),
                 false => Pool::default(),
+            },
+            unmet: {
+                let none_here = selected.any && selected.local.is_empty();
+                Unmet {
+                    internal: none_here && service.internal_policy_local,
+                    external: none_here && service.external_policy_local && externally_accessible,
+                }
             },
             endpoints: u32::try_from(endpoints.len()).unwrap_or(u32::MAX),
         }

@@ -1,6 +1,8 @@
 //! What ipvs mode would have in the kernel, against recordings of a real kube-proxy in that mode: virtual and real
-//! servers, sets, addresses of the link, and rules. Compiled here from the recorded objects and configurations; no
-//! kernel takes part.
+//! servers, sets, addresses of the link, and rules. Compiled here from the recorded objects and configurations; in
+//! [`in_vm`], brought to a kernel.
+
+mod in_vm;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -40,22 +42,32 @@ impl State {
         let lines = |file: &str| read(&folder.join(file)).lines().map(str::to_owned).collect::<Vec<_>>();
         let mut state = State::default();
         state.servers.extend(lines("ipvsadm.txt"));
-        for line in lines("ipset.txt") {
-            let line = line.split_once(" bucketsize").map_or(line.as_str(), |(definition, _)| definition);
-            state.sets.insert(line.to_owned());
-        }
-        for line in lines("kube-ipvs0.txt") {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            if let ["inet" | "inet6", address, ..] = words[..] {
-                let (ip, length) = address.split_once('/').expect("an address with its length");
-                assert!(["32", "128"].contains(&length), "{line}");
-                state.addresses.insert(ip.parse().expect("an address"));
-            }
-        }
+        state.take_sets(&read(&folder.join("ipset.txt")));
+        state.take_addresses(&read(&folder.join("kube-ipvs0.txt")));
         for (family, file) in [(IpFamily::V4, "iptables-save.txt"), (IpFamily::V6, "ip6tables-save.txt")] {
             state.take_rules(family, &read(&folder.join(file)));
         }
         state
+    }
+
+    /// Adds what `ipset save` prints.
+    fn take_sets(&mut self, text: &str) {
+        for line in text.lines() {
+            let line = line.split_once(" bucketsize").map_or(line, |(definition, _)| definition);
+            self.sets.insert(line.to_owned());
+        }
+    }
+
+    /// Adds what `ip addr show` prints of the link.
+    fn take_addresses(&mut self, text: &str) {
+        for line in text.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            if let ["inet" | "inet6", address, ..] = words[..] {
+                let (ip, length) = address.split_once('/').expect("an address with its length");
+                assert!(["32", "128"].contains(&length), "{line}");
+                self.addresses.insert(ip.parse().expect("an address"));
+            }
+        }
     }
 
     /// What ferrule makes of objects, with a configuration.
@@ -134,6 +146,11 @@ impl State {
 
     #[track_caller]
     fn assert_is(&self, expected: &State, of: &str) {
+        let report = self.differences(expected);
+        assert!(report.is_empty(), "{of}:\n{}", report.join("\n"));
+    }
+
+    fn differences(&self, expected: &State) -> Vec<String> {
         let mut report = Vec::new();
         let mut compare = |what: &str, ours: &BTreeSet<String>, theirs: &BTreeSet<String>| {
             report.extend(theirs.difference(ours).map(|line| format!("{what}, missing: {line}")));
@@ -149,7 +166,7 @@ impl State {
                 report.push(format!("{key:?}:\n  {ours:#?}\n  instead of\n  {theirs:#?}"));
             }
         }
-        assert!(report.is_empty(), "{of}:\n{}", report.join("\n"));
+        report
     }
 }
 

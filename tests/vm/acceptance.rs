@@ -281,3 +281,17 @@ fn turn_by_turn(case: Case) {
     assert!(log.contains("ip_vs_nosuch"), "the module is named: {}", log.lines().last().unwrap_or_default());
     assert!(call.make_in(&world.client).endpoint().is_some(), "what was there goes on");
 }
+
+/// What `ferrule demo` shows of this mode is as expected.
+#[test]
+fn the_demo() {
+    crate::kernel::prepare();
+    let demo =
+        std::process::Command::new(crate::proxy::binary()).args(["demo", "--proxy-mode", "ipvs"]).output().unwrap();
+    let shown = String::from_utf8_lossy(&demo.stdout);
+    assert!(demo.status.success(), "{shown}\n{}", String::from_utf8_lossy(&demo.stderr));
+    assert!(
+        shown.contains("virtual servers (IPVS)") && shown.contains("connections went where they should"),
+        "{shown}"
+    );
+}

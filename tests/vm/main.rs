@@ -52,6 +52,7 @@ macro_rules! families {
 }
 
 mod acceptance;
+mod associations;
 mod draining;
 mod keeping;
 mod kernel;

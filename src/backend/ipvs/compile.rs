@@ -107,10 +107,6 @@ impl<'a> Compiler<'a> {
     /// connection to one's own address has that address as its source.
     fn restrict(&mut self, frontend: &Frontend, ip: IpAddr, port: u16) {
         let Some(sources) = &frontend.allow_from else { return };
-        // Everybody may. (No set takes such a network; kube-proxy leaves nobody then.)
-        if sources.iter().any(|source| source.prefix_len() == 0) {
-            return;
-        }
         self.enter(Set::LoadBalancerFw, ip, port);
         for source in sources.iter() {
             let entry = match *source == host_net(ip) {

@@ -4,6 +4,7 @@
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use crate::config::ProxyMode;
 use crate::net::IpFamily;
 
 /// Pods behind the Service, at most: web-1 and so on.
@@ -13,8 +14,8 @@ pub(super) const FIRST: usize = 2;
 /// Port on which a pod answers.
 pub(super) const POD_PORT: u16 = 8080;
 
-/// The proxy's configuration.
-pub(super) const CONFIG: &str = include_str!("../../../examples/config.yaml");
+/// The proxy's configuration, for another mode.
+const CONFIG: &str = include_str!("../../../examples/config.yaml");
 /// The Node and the Service.
 pub(super) const MANIFESTS: [(&str, &str); 2] = [
     ("node.yaml", include_str!("../../../examples/manifests/node.yaml")),
@@ -22,6 +23,11 @@ pub(super) const MANIFESTS: [(&str, &str); 2] = [
 ];
 /// File with the endpoints, which change.
 pub(super) const ENDPOINTS: &str = "endpoints.yaml";
+
+/// The proxy's configuration.
+pub(super) fn config(mode: ProxyMode) -> String {
+    CONFIG.replace("mode: iptables", &format!("mode: {mode}"))
+}
 
 /// Addresses of one participant, for each family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,6 +17,7 @@ use super::tally::{Tally, Watch, tallies};
 use super::traffic::{self, Sample, Stream};
 use crate::command::Command;
 use crate::command::background::Background;
+use crate::config::ProxyMode;
 use crate::net::IpFamily;
 
 /// Connections to each address after a change.
@@ -42,6 +43,7 @@ const CHANGES: [(&str, usize, &str); 4] = [
 pub(super) struct Story {
     /// Where it is shown.
     pub(super) screen: Screen<Stdout>,
+    mode: ProxyMode,
     tools: String,
     folder: PathBuf,
     families: Vec<IpFamily>,
@@ -64,12 +66,13 @@ struct Change {
 
 impl Story {
     /// Nothing told yet. Files go to `folder`; `tools` is what iptables says about itself.
-    pub(super) fn new(screen: Screen<Stdout>, tools: String, folder: PathBuf) -> Story {
+    pub(super) fn new(screen: Screen<Stdout>, mode: ProxyMode, tools: String, folder: PathBuf) -> Story {
         let has_v6 = fs::exists("/proc/sys/net/ipv6").unwrap_or(false);
         let families =
             IpFamily::BOTH.into_iter().filter(|family| *family == IpFamily::V4 || has_v6).collect::<Vec<_>>();
         let frontends = scene::frontends(&families);
-        Story { screen, tools, folder, families, frontends, changes: Vec::new(), connections: 0, problems: 0 }
+        let changes = Vec::new();
+        Story { screen, mode, tools, folder, families, frontends, changes, connections: 0, problems: 0 }
     }
 
     /// Shows everything, from the first namespace to the end of the proxy.
@@ -79,7 +82,7 @@ impl Story {
         traffic::serve(&network, &self.families).await?;
 
         fs::create_dir(self.folder.join("manifests"))?;
-        fs::write(self.folder.join("config.yaml"), scene::CONFIG)?;
+        fs::write(self.folder.join("config.yaml"), scene::config(self.mode))?;
         for (name, text) in scene::MANIFESTS {
             fs::write(self.folder.join("manifests").join(name), text)?;
         }

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::ServiceName;
 use crate::net::IpFamily;
-use crate::plan::{Frontend, Pool};
+use crate::plan::{Frontend, Pool, Unmet};
 
 fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
@@ -38,6 +38,7 @@ fn service(listen: &[Listen], serving: &[&str]) -> Arc<ServicePlan> {
         health_check: None,
         here: Pool::default(),
         serving: serving.iter().map(|endpoint| backend(endpoint)).collect(),
+        unmet: Unmet::default(),
         endpoints: 0,
     })
 }

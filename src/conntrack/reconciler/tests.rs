@@ -10,7 +10,7 @@ use crate::backend::{ApplyError, Report, Scope};
 use crate::conntrack::netlink::Entry;
 use crate::model::ServiceName;
 use crate::net::Protocol;
-use crate::plan::{Backend, Frontend, Listen, NodePlan, NodePortAddresses, Plan, Pool, ServicePlan};
+use crate::plan::{Backend, Frontend, Listen, NodePlan, NodePortAddresses, Plan, Pool, ServicePlan, Unmet};
 use crate::sync::pacer::Occasion;
 
 /// Flows, and what goes wrong with them.
@@ -132,6 +132,7 @@ impl Rig {
             health_check: None,
             here: Pool::default(),
             serving: pods.iter().map(|pod| backend(POD[family][*pod])).collect(),
+            unmet: Unmet::default(),
             endpoints: 0,
         };
         self.plans[family].set(name(Protocol::Udp), Some(Arc::new(plan)));
