@@ -76,7 +76,31 @@ fn check(case: &str, prepare: impl Fn(&Node) + Sync, recorded: impl Fn(&Path) ->
         let source = Source::Files(vec![golden().join("objects/all.yaml")]);
         let _proxy = Proxy::start(node, &config(&folder), &source);
         wait_for(node, &recorded(&folder), case);
+        settings_are(node, &folder);
     });
+}
+
+/// Settings of the kernel, and how long it remembers connections, are those recorded. (Of sizes that depend on the
+/// machine, none is set.)
+#[track_caller]
+fn settings_are(node: &Node, folder: &Path) {
+    let mut wrong = Vec::new();
+    for line in read(&folder.join("sysctl.txt")).lines() {
+        let (name, recorded) = line.split_once(" = ").expect("a setting");
+        // This thread's namespace is the node's.
+        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        let ours = std::fs::read_to_string(path);
+        let is_set = ["conntrack", "expire_", "conf.all", "ip_forward", "conn_reuse"].iter().any(|part| name.contains(part));
+        if is_set && ours.as_deref().map(str::trim).ok() != Some(recorded) {
+            wrong.push(format!("{line}, not {ours:?}"));
+        }
+    }
+    let timeouts = node.command("ipvsadm").args(["-L", "--timeout"]).output().expect("ipvsadm");
+    let (ours, recorded) = (String::from_utf8_lossy(&timeouts.stdout), read(&folder.join("ipvsadm-timeout.txt")));
+    if ours.trim() != recorded.trim() {
+        wrong.push(format!("{}, not {}", recorded.trim(), ours.trim()));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]
@@ -123,6 +147,7 @@ fn base_with_every_step() {
         let source = Source::folder(node, &Objects::recorded(&["all.yaml"]));
         let proxy = Proxy::start(node, &config(&base()), &source);
         wait_for(node, &State::recorded(&base()), "the start");
+        settings_are(node, &base());
         metrics_are(node, &read(&base().join("http/metrics.txt")));
         for step in Step::recorded() {
             source.take(&step);
