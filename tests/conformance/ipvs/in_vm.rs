@@ -90,7 +90,8 @@ fn settings_are(node: &Node, folder: &Path) {
         // This thread's namespace is the node's.
         let path = format!("/proc/sys/{}", name.replace('.', "/"));
         let ours = std::fs::read_to_string(path);
-        let is_set = ["conntrack", "expire_", "conf.all", "ip_forward", "conn_reuse"].iter().any(|part| name.contains(part));
+        let is_set =
+            ["conntrack", "expire_", "conf.all", "ip_forward", "conn_reuse"].iter().any(|part| name.contains(part));
         if is_set && ours.as_deref().map(str::trim).ok() != Some(recorded) {
             wrong.push(format!("{line}, not {ours:?}"));
         }
