@@ -236,6 +236,22 @@ impl Plan {
     }
 }
 
+// === impl NodePlan ===
+
+impl NodePlan {
+    /// That of a node of which nothing is known yet.
+    pub fn unknown(family: IpFamily) -> NodePlan {
+        NodePlan {
+            family,
+            node_port_addresses: NodePortAddresses::Only(Vec::new()),
+            health_check_addresses: NodePortAddresses::Only(Vec::new()),
+            localhost_node_ports: false,
+            pod_traffic: None,
+            virtual_servers: None,
+        }
+    }
+}
+
 // === impl ServicePlan ===
 
 impl ServicePlan {

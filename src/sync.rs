@@ -73,7 +73,7 @@ pub struct Done<B> {
 impl<B: Backend> Pipeline<B> {
     /// A pipeline that has not planned anything yet.
     pub fn new(family: IpFamily, settings: Arc<Settings>, pace: Pace, backend: B) -> Pipeline<B> {
-        let node = Arc::new(empty_node_plan(family));
+        let node = Arc::new(NodePlan::unknown(family));
         let plan = Plan::new(node, BTreeMap::new());
         let worker = Worker { context: None, plan, backend };
         let dirty = Dirty { everything: true, ..Dirty::default() };
@@ -249,17 +249,6 @@ impl<B> Done<B> {
     /// What the kernel was to be brought to.
     pub fn plan(&self) -> &Plan {
         &self.worker.plan
-    }
-}
-
-fn empty_node_plan(family: IpFamily) -> NodePlan {
-    NodePlan {
-        family,
-        node_port_addresses: crate::plan::NodePortAddresses::Only(Vec::new()),
-        health_check_addresses: crate::plan::NodePortAddresses::Only(Vec::new()),
-        localhost_node_ports: false,
-        pod_traffic: None,
-        virtual_servers: None,
     }
 }
 

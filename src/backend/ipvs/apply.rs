@@ -110,7 +110,7 @@ impl<R: Run + Clone> VirtualServers<R> {
             tools,
             table: None,
             link: None,
-            asked: Asked::new(Arc::new(nowhere(family)), settings.style),
+            asked: Asked::new(Arc::new(NodePlan::unknown(family)), settings.style),
             standing: Standing::default(),
             is_known: false,
             doubts: BTreeSet::new(),
@@ -428,16 +428,4 @@ impl<R: Run + Clone> Backend for VirtualServers<R> {
 
 fn unreadable(error: netlink::Error) -> ApplyError {
     ApplyError::Failed { program: "IPVS".to_owned(), detail: error.to_string() }
-}
-
-/// A node of which nothing is known.
-fn nowhere(family: IpFamily) -> NodePlan {
-    NodePlan {
-        family,
-        node_port_addresses: crate::plan::NodePortAddresses::Only(Vec::new()),
-        health_check_addresses: crate::plan::NodePortAddresses::Only(Vec::new()),
-        localhost_node_ports: false,
-        pod_traffic: None,
-        virtual_servers: None,
-    }
 }
