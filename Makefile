@@ -191,6 +191,13 @@ bench: ## time its parts, and the program at scale beside the bare tools (root);
 	fi
 	cargo bench --locked --bench scale -- $(ARGS)
 
+.PHONY: bench-test
+bench-test: ## see that the benches of its parts run at all, a little of each
+	@$(needs)
+	needs $(COMPILER)
+	cargo bench --locked --profile dev $(addprefix --bench ,$(basename $(notdir $(wildcard benches/*.rs)))) -- --test
+	echo 'make bench-test: the benches run'
+
 .PHONY: bench-vm
 bench-vm: ## time ipvs mode beside the bare tools, in a kernel of its own that has IPVS (root, x86-64)
 	@$(needs)

@@ -201,26 +201,33 @@ fn run(title: &str, cluster: &Cluster, [services, endpoints]: [usize; 2], famili
     assert!(state.is_synced());
 
     for pipeline in &mut pipelines {
-        let family = pipeline.family();
-        let job = plan.add(|| pipeline.begin(&state, Duration::ZERO)).unwrap();
-        tell(&mut watchers, &Notice::Begun(family));
-        tell(&mut watchers, &Notice::Planned { family, scope: job.scope(), plan: job.plan() });
-        let done = rules.add(|| job.run().now_or_never()).unwrap();
-        let sync = Sync {
-            family,
-            occasion: done.occasion,
-            scope: &done.scope,
-            whole: true,
-            unfinished: false,
-            plan: done.plan(),
-            result: done.result.as_ref(),
-            waited: None,
-            planning: Duration::ZERO,
-            applying: Duration::ZERO,
-            triggers: &[],
-        };
-        tell(&mut watchers, &Notice::Ended(sync));
-        assert_eq!(rules.add(|| pipeline.end(done, Duration::ZERO)).unwrap().written, services);
+        let (family, mut written) = (pipeline.family(), 0);
+        loop {
+            let job = plan.add(|| pipeline.begin(&state, Duration::ZERO)).unwrap();
+            tell(&mut watchers, &Notice::Begun(family));
+            tell(&mut watchers, &Notice::Planned { family, scope: job.scope(), plan: job.plan() });
+            let done = rules.add(|| job.run().now_or_never()).unwrap();
+            let unfinished = done.result.as_ref().is_ok_and(|report| !report.is_finished());
+            let sync = Sync {
+                family,
+                occasion: done.occasion,
+                scope: &done.scope,
+                whole: true,
+                unfinished,
+                plan: done.plan(),
+                result: done.result.as_ref(),
+                waited: None,
+                planning: Duration::ZERO,
+                applying: Duration::ZERO,
+                triggers: &[],
+            };
+            tell(&mut watchers, &Notice::Ended(sync));
+            written += rules.add(|| pipeline.end(done, Duration::ZERO)).unwrap().written;
+            if !unfinished {
+                break;
+            }
+        }
+        assert_eq!(written, services);
     }
 
     println!("\n{title}: {} lines of {} bytes on average", lines.len(), bytes(&lines) / lines.len());

@@ -14,7 +14,7 @@ use crate::world::{Case, Fabric, Family, World, eventually};
 families!(to_ipvs_and_back, cleanup_leaves_nothing);
 
 fn ipvs() -> Config {
-    Config { mode: Mode::IPVS, ..Config::default() }
+    Config { mode: Mode::IPVS, sync_period: "1s", ..Config::default() }
 }
 
 /// Chains and jumps that only one mode has, of both families.
@@ -66,6 +66,10 @@ fn to_ipvs_and_back(case: Case) {
         if round == 0 {
             streams.iter().for_each(|stream| stream.works("that was made through rules, with virtual servers"));
         }
+        // Those that went are not missed.
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        let log = std::fs::read_to_string(world.log_path()).unwrap();
+        assert!(!log.contains("removed by another program"), "{log}");
         proxy.terminate();
     }
     probers.finish_unharmed();

@@ -247,6 +247,9 @@ impl<R: Run + Clone> VirtualServers<R> {
         }
         let last = if rules { self.chains(self.asked.used()) } else { Chains::new() };
         self.write_rules(&last, Phase::Last, report).await?;
+        if rules {
+            self.standing.keep(&last);
+        }
         let mut input = Input::default();
         input.remove(self.family, &changes.entries.remove);
         for (set, entry) in self.write_sets(input, report).await?.into_keys() {

@@ -35,7 +35,7 @@ impl Standing {
         } else if let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|rule| rule.split_once(' ')) {
             if chain.starts_with("KUBE-") {
                 self.chains.entry((table, chain.into())).or_default().push(rule.to_owned());
-            } else if JUMPS.iter().any(|jump| (jump.table, jump.from) == (table, chain)) {
+            } else if JUMPS.iter().any(|jump| (jump.table, jump.from) == (table, chain) && jump.rule() == rule) {
                 self.jumps.insert((table, chain.to_owned(), rule.to_owned()));
             }
         }
@@ -98,8 +98,72 @@ impl Standing {
         self.chains.iter().all(same) && self.jumps.is_subset(&kernel.jumps)
     }
 
-    /// Forgets chains that are not among these.
+    /// Forgets chains that are not among these: they belong to others, or to another mode.
     pub fn keep(&mut self, wanted: &Chains) {
         self.chains.retain(|(table, chain), _| wanted.iter().any(|(t, c, _)| (t, c) == (table, chain)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::iptables::ruleset::Target;
+
+    const SAVED: &str = ":INPUT ACCEPT [0:0]
+:KUBE-NODE-PORT - [0:0]
+:KUBE-IPVS-OUT-FILTER - [0:0]
+:KUBE-FIREWALL - [0:0]
+-A INPUT -m comment --comment \"kubernetes health check rules\" -j KUBE-NODE-PORT
+-A INPUT -j KUBE-FIREWALL
+-A KUBE-NODE-PORT -j ACCEPT
+-A KUBE-FIREWALL -j DROP
+-A KUBE-IPVS-OUT-FILTER -j DROP
+-A KUBE-IPVS-OUT-FILTER -j ACCEPT
+";
+
+    fn standing(text: &str) -> Standing {
+        let mut standing = Standing::default();
+        text.lines().for_each(|line| standing.line(Table::Filter, line));
+        standing
+    }
+
+    fn chains(guards: &[Target]) -> Chains {
+        let of = |targets: &[Target]| targets.iter().cloned().map(Rule::to).collect();
+        vec![(Table::Filter, names::NODE_PORT, of(&[Target::Accept])), (Table::Filter, names::OUT_FILTER, of(guards))]
+    }
+
+    #[test]
+    fn what_stands_is_not_written() {
+        let changes = standing(SAVED).changes(&chains(&[Target::Accept, Target::Drop]), &[Table::Filter]);
+        assert!(changes.replace.is_empty() && changes.append.is_empty() && changes.delete.is_empty(), "{changes:?}");
+        let missing = JUMPS.iter().filter(|jump| jump.table == Table::Filter).count() - 1;
+        assert_eq!(changes.insert.len(), missing, "all jumps but the one that is there");
+    }
+
+    #[test]
+    fn guards_come_and_go_one_by_one() {
+        let mut standing = standing(SAVED);
+        let wanted = chains(&[Target::Drop, Target::Return]);
+        let changes = standing.changes(&wanted, &[Table::Filter]);
+        let line = |target: &str| vec![(Table::Filter, names::OUT_FILTER, format!("-j {target}"))];
+        assert_eq!((&changes.append, &changes.delete), (&line("RETURN"), &line("ACCEPT")));
+        assert!(changes.replace.is_empty(), "{changes:?}");
+        standing.take(changes);
+        assert!(standing.changes(&wanted, &[Table::Filter]).is_empty());
+        assert_eq!(standing.changes(&wanted, &[Table::Nat]).replace, []);
+    }
+
+    /// Others may change what is theirs.
+    #[test]
+    fn only_what_is_ours_is_missed() {
+        let mut ours = standing(SAVED);
+        ours.keep(&chains(&[]));
+        let without =
+            |text: &str| standing(&SAVED.lines().filter(|line| !line.contains(text)).collect::<Vec<_>>().join("\n"));
+        assert!(ours.is_in(&standing(SAVED)));
+        assert!(ours.is_in(&without("KUBE-FIREWALL")));
+        assert!(!ours.is_in(&without("kubernetes health check rules")));
+        assert!(!ours.is_in(&without("-A KUBE-NODE-PORT")));
+        assert!(!ours.is_in(&without("-A KUBE-IPVS-OUT-FILTER -j DROP")));
     }
 }
