@@ -33,6 +33,7 @@ pub async fn run(mode: ProxyMode) -> anyhow::Result<ExitCode> {
         rustix::process::geteuid().is_root(),
         "the demo makes network namespaces, which only root may do: run it as root, or with sudo"
     );
+    raise_limit_of_files();
     version("ip", "-V", "iproute2").await?;
     let (_, mut tools) = Tools::find(System, IpFamily::V4).await.context("install the Debian package iptables")?;
     if mode == ProxyMode::Ipvs {
@@ -72,6 +73,15 @@ pub async fn run(mode: ProxyMode) -> anyhow::Result<ExitCode> {
             Ok(if story.is_as_expected() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
     }
+}
+
+/// As many sockets as this process may have at all: a refusal that is heard late holds its own for a second, and on a
+/// busy machine there are many.
+fn raise_limit_of_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // If it cannot be raised, the former one may do.
+    let _ = setrlimit(Resource::Nofile, rustix::process::Rlimit { current: limit.maximum, ..limit });
 }
 
 /// What a program says about its version, or which Debian package has the program.
