@@ -44,10 +44,7 @@ impl Kernel {
         let key = |RealServer { ip, port, .. }: RealServer| (ip, port);
         let mut touched = BTreeSet::new();
         for change in changes.servers {
-            let address = match &change {
-                ServerChange::Add(server, _) => server.address,
-                ServerChange::Change { address, .. } | ServerChange::Remove(address) => *address,
-            };
+            let address = change.address();
             assert!(touched.insert(address), "{address} is changed twice");
             match change {
                 ServerChange::Add(server, reals) => {

@@ -34,7 +34,7 @@ use crate::model::ServicePortName;
 use crate::net::IpFamily;
 use crate::plan::{NodePlan, Plan};
 
-pub use self::reading::saved_sets;
+pub use self::reading::{ask_ipset, saved_sets};
 
 /// Entries that the kernel may refuse in one sync before it is given up.
 const REFUSALS_MAX: usize = 256;
@@ -189,10 +189,9 @@ impl<R: Run + Clone> VirtualServers<R> {
                 for server in table.virtual_servers()?.into_iter().filter(|server| looked.contains(&server.address)) {
                     found.extend(servers::read_one(table, server)?.map(|there| (server.address, there)));
                 }
-                Ok(found)
+                Ok::<_, netlink::Error>(found)
             })
-            .await?
-            .map_err(unreadable)?;
+            .await??;
         changes.servers.retain(|change| !due.contains(&change.address()));
         for address in due {
             let there = found.get(&address);
@@ -404,7 +403,7 @@ impl<R: Run + Clone> VirtualServers<R> {
             |error: tokio::task::JoinError| ApplyError::Failed { program: "IPVS".into(), detail: error.to_string() };
         let (table, draining, result) = task.await.map_err(lost)?;
         (self.table, self.draining) = (table, draining);
-        result.map_err(unreadable)
+        Ok(result?)
     }
 }
 
@@ -429,6 +428,8 @@ impl<R: Run + Clone> Backend for VirtualServers<R> {
     }
 }
 
-fn unreadable(error: netlink::Error) -> ApplyError {
-    ApplyError::Failed { program: "IPVS".to_owned(), detail: error.to_string() }
+impl From<netlink::Error> for ApplyError {
+    fn from(error: netlink::Error) -> ApplyError {
+        ApplyError::Failed { program: "IPVS".to_owned(), detail: error.to_string() }
+    }
 }

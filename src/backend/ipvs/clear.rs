@@ -1,6 +1,6 @@
 //! Taking away what ipvs mode has in the kernel besides rules, whichever proxy made it.
 
-use super::apply::saved_sets;
+use super::apply::{ask_ipset, saved_sets};
 use super::compare::Found;
 use super::link::Link;
 use super::netlink::{Error, Ipvs};
@@ -50,10 +50,9 @@ pub async fn sets<R: Run>(run: &R, family: IpFamily) -> Vec<String> {
         listed.push_str(line);
         listed.push('\n');
     };
-    match run.run(Command::new("ipset", &["list", "-name"]), &mut keep).await {
+    match ask_ipset(run, &["list", "-name"], &mut keep).await {
+        Ok(()) => {}
         Err(error) if error.is_not_installed() => return Vec::new(),
-        Ok(output) if output.success() => {}
-        Ok(output) => return vec![format!("ipset list failed: {}", output.complaint())],
         Err(error) => return vec![error.to_string()],
     }
     let mut complaints = Vec::new();
@@ -76,7 +75,6 @@ pub async fn sets<R: Run>(run: &R, family: IpFamily) -> Vec<String> {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, ApplyError> {
-    let failed = |detail: String| ApplyError::Failed { program: "IPVS".to_owned(), detail };
-    let result = tokio::task::spawn_blocking(work).await.map_err(|error| failed(error.to_string()))?;
-    result.map_err(|error| failed(error.to_string()))
+    let lost = |error: tokio::task::JoinError| ApplyError::Failed { program: "IPVS".into(), detail: error.to_string() };
+    Ok(tokio::task::spawn_blocking(work).await.map_err(lost)??)
 }

@@ -25,7 +25,7 @@ pub struct Found {
 impl Found {
     /// What the kernel holds once it has been told all that is asked for.
     pub fn told(asked: &Asked) -> Found {
-        let servers = asked.addresses().filter_map(|address| Some((address, asked.server(address)?))).collect();
+        let servers = asked.servers().map(|server| (server.0.address, server)).collect();
         let entries: HashSet<_> = asked.entries().collect();
         let addresses = asked.links().collect();
         Found { servers, entries, addresses }
@@ -34,14 +34,12 @@ impl Found {
     /// What leads from here to what is asked for. Virtual servers that nobody asks for go if they are a proxy's, and stay
     /// in networks that are `excluded`. (kube-proxy: they go whoever made them.)
     pub fn changes(&self, asked: &Asked, excluded: &[IpNet]) -> Changes {
-        let wanted: BTreeSet<Address> = asked.addresses().collect();
         let mut servers: Vec<ServerChange> = Vec::new();
-        for address in &wanted {
-            let Some(wanted) = asked.server(*address) else { continue };
-            servers.extend(change(self.servers.get(address), wanted));
+        for wanted in asked.servers() {
+            servers.extend(change(self.servers.get(&wanted.0.address), wanted));
         }
         let is_excluded = |address: &Address| excluded.iter().any(|net| net.contains(&address.ip));
-        let left = self.servers.keys().filter(|address| !wanted.contains(address));
+        let left = self.servers.keys().filter(|address| asked.owner(**address).is_none());
         let left = left.filter(|address| !is_excluded(address) && self.is_ours(address));
         servers.extend(left.copied().map(ServerChange::Remove));
         let entries: HashSet<_> = asked.entries().collect();
@@ -65,7 +63,7 @@ impl Found {
 
     /// Virtual servers that are neither asked for nor a proxy's.
     pub fn foreign<'a>(&'a self, asked: &'a Asked) -> impl Iterator<Item = Address> + 'a {
-        let ours = |address: &&Address| asked.server(**address).is_some() || self.is_ours(address);
+        let ours = |address: &&Address| asked.owner(**address).is_some() || self.is_ours(address);
         self.servers.keys().filter(move |address| !ours(address)).copied()
     }
 
@@ -96,12 +94,11 @@ pub fn change(
     (wanted, reals): (VirtualServer, Vec<RealServer>),
 ) -> Option<ServerChange> {
     let Some((server, there)) = found else { return Some(ServerChange::Add(wanted, reals)) };
-    let key = |real: &RealServer| (real.ip, real.port);
-    let right: HashSet<_> = reals.iter().map(key).collect();
+    let right: HashSet<_> = reals.iter().map(RealServer::at).collect();
     let reals = Difference {
         add: reals.iter().filter(|real| !there.contains(real)).copied().collect(),
         // One without weight is on its way out, which goes on.
-        remove: there.iter().filter(|real| !right.contains(&key(real))).copied().collect(),
+        remove: there.iter().filter(|real| !right.contains(&real.at())).copied().collect(),
     };
     let set = (*server != wanted).then_some(wanted);
     let address = wanted.address;

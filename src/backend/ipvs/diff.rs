@@ -127,20 +127,19 @@ impl Asked {
         guards
     }
 
-    /// Addresses of virtual servers.
-    pub fn addresses(&self) -> impl Iterator<Item = Address> {
-        self.owners.keys().copied()
+    /// Every virtual server, with its real ones.
+    pub fn servers(&self) -> impl Iterator<Item = (VirtualServer, Vec<RealServer>)> {
+        self.services.iter().flat_map(move |(name, plan)| {
+            let servers = service(name, plan, &self.node, &self.style).servers.into_iter();
+            let own = servers.filter(move |(server, _)| self.owner(server.address) == Some(name));
+            own.map(|(server, pool)| (server, plan.pool(pool).into_iter().map(real_server).collect()))
+        })
     }
 
     /// The virtual server at an address, with its real ones.
     pub fn server(&self, address: Address) -> Option<(VirtualServer, Vec<RealServer>)> {
         let (server, pool) = self.standing(address, &mut Compiled::new())?;
         Some((server, pool.into_iter().map(real_server).collect()))
-    }
-
-    /// The virtual server at an address.
-    pub fn virtual_server(&self, address: Address) -> Option<VirtualServer> {
-        self.standing(address, &mut Compiled::new()).map(|(server, _)| server)
     }
 
     /// How many entries each set has.
@@ -287,6 +286,18 @@ impl Changes {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         *self == Changes::default()
+    }
+}
+
+// === impl ServerChange ===
+
+impl ServerChange {
+    /// Where the virtual server is.
+    pub fn address(&self) -> Address {
+        match self {
+            ServerChange::Add(server, _) => server.address,
+            ServerChange::Change { address, .. } | ServerChange::Remove(address) => *address,
+        }
     }
 }
 

@@ -41,10 +41,6 @@ pub fn has_connections(protocol: Protocol) -> bool {
     }
 }
 
-fn key(server: &RealServer) -> SocketAddr {
-    SocketAddr::new(server.ip, server.port)
-}
-
 // === impl Draining ===
 
 impl Draining {
@@ -65,7 +61,7 @@ impl Draining {
 
     /// Whether a real server is one of them.
     pub fn contains(&self, of: Address, server: &RealServer) -> bool {
-        self.since.get(&of).is_some_and(|servers| servers.contains_key(&key(server)))
+        self.since.get(&of).is_some_and(|servers| servers.contains_key(&server.at()))
     }
 
     /// Virtual servers with such real ones.
@@ -76,7 +72,7 @@ impl Draining {
     /// A real server that gets no new connections any more has these. It is remembered if it is to wait.
     pub fn step(&mut self, of: Address, server: &RealServer, connections: Connections, now: Instant) -> Step {
         let servers = self.since.entry(of).or_default();
-        let since = *servers.entry(key(server)).or_insert(now);
+        let since = *servers.entry(server.at()).or_insert(now);
         let is_over = now.saturating_sub(since) >= self.longest;
         if is_over || connections.active == 0 && connections.inactive == 0 {
             self.forget(of, server);
@@ -88,7 +84,7 @@ impl Draining {
     /// It is gone, or back.
     pub fn forget(&mut self, of: Address, server: &RealServer) {
         if let Some(servers) = self.since.get_mut(&of) {
-            servers.remove(&key(server));
+            servers.remove(&server.at());
             if servers.is_empty() {
                 self.since.remove(&of);
             }
@@ -98,7 +94,7 @@ impl Draining {
     /// Of this virtual server, these are all that is left; others are gone.
     pub fn keep(&mut self, of: Address, left: &[RealServer]) {
         if let Some(servers) = self.since.get_mut(&of) {
-            servers.retain(|known, _| left.iter().any(|server| key(server) == *known));
+            servers.retain(|known, _| left.iter().any(|server| server.at() == *known));
             if servers.is_empty() {
                 self.since.remove(&of);
             }

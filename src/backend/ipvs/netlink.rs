@@ -370,7 +370,7 @@ fn subject(request: &Request) -> String {
         | Request::DeleteVirtual(address) => format!("virtual server {address}"),
         Request::ListVirtual | Request::Flush => "virtual servers".to_owned(),
         Request::AddReal(of, server) | Request::SetReal(of, server) | Request::DeleteReal(of, server) => {
-            format!("real server {} of virtual server {of}", SocketAddr::new(server.ip, server.port))
+            format!("real server {} of virtual server {of}", server.at())
         }
         Request::ListReal(of) => format!("real servers of virtual server {of}"),
         Request::SetTimeouts(Timeouts { tcp, tcp_fin, udp }) => {
@@ -386,6 +386,15 @@ fn subject(request: &Request) -> String {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", SocketAddr::new(self.ip, self.port), self.protocol)
+    }
+}
+
+// === impl RealServer ===
+
+impl RealServer {
+    /// What names it among those of a virtual server.
+    pub fn at(&self) -> SocketAddr {
+        SocketAddr::new(self.ip, self.port)
     }
 }
 

@@ -14,16 +14,6 @@ pub type Failures = BTreeMap<Address, Error>;
 /// Real servers that get no new flows, with their virtual ones.
 pub type Leaving = Vec<(Address, RealServer)>;
 
-impl ServerChange {
-    /// Where the virtual server is.
-    pub fn address(&self) -> Address {
-        match self {
-            ServerChange::Add(server, _) => server.address,
-            ServerChange::Change { address, .. } | ServerChange::Remove(address) => *address,
-        }
-    }
-}
-
 /// Virtual servers of a family with their real ones.
 ///
 /// # Errors
@@ -150,7 +140,7 @@ fn retire(
         there => there?,
     };
     for (real, connections) in there {
-        if reals.iter().any(|going| (going.ip, going.port) == (real.ip, real.port))
+        if reals.iter().any(|going| going.at() == real.at())
             && draining.step(of, &real, connections, now) == Step::Remove
         {
             gone(table.delete_real(of, real))?;

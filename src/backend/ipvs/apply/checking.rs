@@ -6,9 +6,9 @@ use super::super::netlink::{Error, Ipvs, RealServer, VirtualServer};
 use super::super::ruleset::Set;
 use super::super::servers;
 use super::super::sets::Sizes;
-use super::{VirtualServers, unreadable};
+use super::{VirtualServers, ask_ipset};
 use crate::backend::ApplyError;
-use crate::command::{Command, Run};
+use crate::command::Run;
 use crate::net::IpFamily;
 
 /// Virtual servers whose real ones are looked at in one check: all of them in turn.
@@ -21,7 +21,7 @@ impl<R: Run + Clone> VirtualServers<R> {
             return Ok(());
         }
         let now = self.start.elapsed();
-        self.with_table(move |table, draining| servers::tend(table, draining, now)).await?.map_err(unreadable)
+        Ok(self.with_table(move |table, draining| servers::tend(table, draining, now)).await??)
     }
 
     /// Whether nothing that was told is missing: addresses, rules, how many entries sets have, virtual servers, and the
@@ -35,45 +35,40 @@ impl<R: Run + Clone> VirtualServers<R> {
         {
             return Ok(false);
         }
-        let servers: BTreeMap<_, _> =
-            self.asked.addresses().filter_map(|address| Some((address, self.asked.virtual_server(address)?))).collect();
-        let from = if self.next_look < servers.len() { self.next_look } else { 0 };
-        self.next_look = from + LOOKED_AT;
-        let looked: Vec<_> = servers.keys().copied().skip(from).take(LOOKED_AT).collect();
-        let looked = looked.into_iter().filter_map(|address| self.asked.server(address)).collect();
-        let doubts = self.doubts.clone();
-        self.with_table(move |table, draining| {
-            let is_sure = |server: &VirtualServer| !doubts.contains(&server.address);
+        let (mut servers, mut looked) = (Vec::new(), Vec::new());
+        for (n, (server, reals)) in self.asked.servers().enumerate() {
+            if self.doubts.contains(&server.address) {
+                continue;
+            }
+            servers.push(server);
+            if (self.next_look..self.next_look + LOOKED_AT).contains(&n) {
+                looked.push((server, reals));
+            }
+        }
+        self.next_look = if looked.is_empty() { 0 } else { self.next_look + LOOKED_AT };
+        let intact = self.with_table(move |table, draining| {
             let there = table.virtual_servers()?;
             let there = there.into_iter().filter(|server| IpFamily::of(server.address.ip) == family);
             let there: BTreeMap<_, _> = there.map(|server| (server.address, server)).collect();
             let has = |server: &VirtualServer| there.get(&server.address) == Some(server);
-            if !servers.values().filter(|server| is_sure(server)).all(has) {
+            if !servers.iter().all(has) {
                 return Ok(false);
             }
-            let looked: Vec<(VirtualServer, Vec<RealServer>)> = looked;
-            for (server, reals) in looked.iter().filter(|(server, _)| is_sure(server)) {
+            for (server, reals) in &looked {
                 let is_leaving = |real: &RealServer| draining.contains(server.address, real);
                 if !has_reals(table, server, reals, is_leaving)? {
                     return Ok(false);
                 }
             }
-            Ok(true)
-        })
-        .await?
-        .map_err(unreadable)
+            Ok::<_, Error>(true)
+        });
+        Ok(intact.await??)
     }
 
     async fn sizes(&self) -> Result<BTreeMap<Set, usize>, ApplyError> {
         let mut sizes = Sizes::new(self.family);
-        let output = self.run.run(Command::new("ipset", &["list", "-terse"]), &mut |line| sizes.line(line)).await?;
-        match output.success() {
-            true => Ok(sizes.known),
-            false => {
-                let detail = output.complaint().to_owned();
-                Err(ApplyError::Failed { program: "ipset list".to_owned(), detail })
-            }
-        }
+        ask_ipset(&self.run, &["list", "-terse"], &mut |line| sizes.line(line)).await?;
+        Ok(sizes.known)
     }
 }
 
@@ -89,8 +84,8 @@ fn has_reals(
         Err(Error::Missing(_)) => return Ok(false),
         there => there?,
     };
-    let same = |a: &RealServer, b: &RealServer| (a.ip, a.port) == (b.ip, b.port);
-    let has_all = wanted.iter().all(|real| there.iter().any(|(known, _)| same(known, real)));
-    let no_others = there.iter().all(|(known, _)| is_leaving(known) || wanted.iter().any(|real| same(known, real)));
+    let has_all = wanted.iter().all(|real| there.iter().any(|(known, _)| known.at() == real.at()));
+    let no_others =
+        there.iter().all(|(known, _)| is_leaving(known) || wanted.iter().any(|real| known.at() == real.at()));
     Ok(has_all && no_others)
 }

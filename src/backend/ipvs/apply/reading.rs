@@ -4,7 +4,7 @@ use super::super::compare::Found;
 use super::super::rules::{Standing, TABLES};
 use super::super::servers;
 use super::super::sets::{Input, Saved};
-use super::{VirtualServers, unreadable};
+use super::VirtualServers;
 use crate::backend::{ApplyError, Report};
 use crate::command::{Command, Run};
 use crate::net::IpFamily;
@@ -32,12 +32,11 @@ impl<R: Run + Clone> VirtualServers<R> {
         self.write_sets(input, report).await?;
         self.standing = self.read_rules().await?;
         let found = Found { addresses, entries: saved.entries, ..Found::default() };
-        self.with_table(move |table, _| {
+        let found = self.with_table(move |table, _| {
             let mut found = found;
             servers::read(table, family, &mut found).map(|()| found)
-        })
-        .await?
-        .map_err(unreadable)
+        });
+        Ok(found.await??)
     }
 
     pub(super) async fn read_rules(&self) -> Result<Standing, ApplyError> {
@@ -52,12 +51,16 @@ impl<R: Run + Clone> VirtualServers<R> {
 /// The sets of a family with their entries.
 pub async fn saved_sets<R: Run>(run: &R, family: IpFamily) -> Result<Saved, ApplyError> {
     let mut saved = Saved::default();
-    let output = run.run(Command::new("ipset", &["save"]), &mut |line| saved.line(family, line)).await?;
-    match output.success() {
-        true => Ok(saved),
-        false => {
-            let detail = output.complaint().to_owned();
-            Err(ApplyError::Failed { program: "ipset save".to_owned(), detail })
-        }
-    }
+    ask_ipset(run, &["save"], &mut |line| saved.line(family, line)).await?;
+    Ok(saved)
+}
+
+/// Runs `ipset` to hear what it says.
+pub async fn ask_ipset<R: Run>(run: &R, args: &[&str], line: &mut (dyn FnMut(&str) + Send)) -> Result<(), ApplyError> {
+    let output = run.run(Command::new("ipset", args), line).await?;
+    let failed = || ApplyError::Failed {
+        program: format!("ipset {}", args.first().unwrap_or(&"")),
+        detail: output.complaint().to_owned(),
+    };
+    output.success().then_some(()).ok_or_else(failed)
 }
