@@ -24,7 +24,7 @@ use crate::cluster::{ClusterState, Event};
 use crate::model::{EndpointSlice, Node, Service, wire};
 use crate::net::{IpFamily, Protocol};
 use crate::plan::Plan;
-use crate::plan::build::{self, DetectLocal, NodePortSetting, Settings};
+use crate::plan::build::{self, Balancing, DetectLocal, NodePortSetting, Settings};
 
 pub use cluster::{Cluster, NODE, cluster};
 
@@ -38,7 +38,7 @@ pub fn settings(node: &str, pods: &str) -> Settings {
         node_port_addresses: NodePortSetting::Cidrs(Vec::new()),
         detect_local: DetectLocal::ClusterCidr(vec![pods.parse().expect("a network")]),
         external_ips: true,
-        virtual_servers: false,
+        balancing: Balancing::Rules,
     }
 }
 

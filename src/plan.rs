@@ -40,7 +40,9 @@ pub struct NodePlan {
     pub localhost_node_ports: bool,
     /// How to recognise traffic of this node's pods, if that is possible.
     pub pod_traffic: Option<PodTraffic>,
-    /// What else there is to know where virtual servers balance ([`build::Settings::virtual_servers`]).
+    /// Everything that is sent to cluster IPs is masqueraded.
+    pub masquerade_all: bool,
+    /// What else there is to know where virtual servers balance ([`build::Balancing::VirtualServers`]).
     pub virtual_servers: Option<VirtualServerNode>,
 }
 
@@ -50,8 +52,6 @@ pub struct VirtualServerNode {
     /// Addresses of the node's interfaces, sorted, but for those of virtual servers, loopback ones, and those that are
     /// valid on one link only (IPv6).
     pub addresses: Vec<IpAddr>,
-    /// Everything that is sent to cluster IPs is masqueraded.
-    pub masquerade_all: bool,
 }
 
 /// Addresses of this node on which node ports are served.
@@ -90,8 +90,8 @@ pub struct ServicePlan {
     /// Endpoints that serve, wherever they are and whatever policies and hints say: flows that lead
     /// to others are stale. Empty for protocols whose flows end by themselves (all but UDP).
     pub serving: Pool,
-    /// Endpoints on this node, usable or not: where virtual servers balance, packets that come back to the one they
-    /// came from are known by these. Empty where rules balance.
+    /// Endpoints on this node, usable or not: where virtual servers or maps balance, packets that come back to the one
+    /// they came from are known by these. Empty where rules balance.
     pub here: Pool,
     /// Policies that ask for endpoints on this node where there are none, though there are elsewhere.
     pub unmet: Unmet,
@@ -247,6 +247,7 @@ impl NodePlan {
             health_check_addresses: NodePortAddresses::Only(Vec::new()),
             localhost_node_ports: false,
             pod_traffic: None,
+            masquerade_all: false,
             virtual_servers: None,
         }
     }

@@ -15,7 +15,7 @@ use super::{
     Logging, ProxyMode, Remark, Servers, validate,
 };
 use crate::net::{parse_cidr, parse_ip};
-use crate::plan::build::{DetectLocal, NodePortSetting, Settings};
+use crate::plan::build::{Balancing, DetectLocal, NodePortSetting, Settings};
 
 /// The steps of kube-proxy in its order, which decides about the one error that is reported. `read`
 /// reads the file if there is one.
@@ -113,7 +113,13 @@ fn config(flags: &Flags, written: KubeProxyConfiguration, gates: FeatureGates) -
     let mark = u32::try_from(written.masquerade_bit()).ok().and_then(|bit| 1u32.checked_shl(bit));
     Ok(Config {
         mode,
-        planning: settings(&written, mode, node_name(&written, &action)?, &gates)?,
+        planning: Settings {
+            localhost_node_ports: match mode {
+                ProxyMode::Iptables | ProxyMode::Ipvs => written.iptables.localhost_node_ports.unwrap_or(true),
+                ProxyMode::Nftables => flags.ferrule.ferrule_localhost_nodeports,
+            },
+            ..settings(&written, mode, node_name(&written, &action)?, &gates)?
+        },
         action,
         cluster_cidrs: cluster_cidrs(&written),
         masquerade_mark: mark.ok_or_else(|| unchecked("masqueradeBit", &written.masquerade_bit().to_string()))?,
@@ -204,11 +210,15 @@ fn settings(
         node_name: node_name.into(),
         bind_address: parse_ip(&written.bind_address),
         masquerade_all: written.masquerade_all(),
-        localhost_node_ports: written.iptables.localhost_node_ports.unwrap_or(true),
+        localhost_node_ports: false,
         node_port_addresses,
         detect_local,
         external_ips: gates.enabled("AllowServiceExternalIPs"),
-        virtual_servers: mode == ProxyMode::Ipvs,
+        balancing: match mode {
+            ProxyMode::Iptables => Balancing::Rules,
+            ProxyMode::Ipvs => Balancing::VirtualServers,
+            ProxyMode::Nftables => Balancing::Maps,
+        },
     })
 }
 

@@ -176,6 +176,7 @@ mod tests {
             health_check_addresses: addresses,
             localhost_node_ports: false,
             pod_traffic: None,
+            masquerade_all: false,
             virtual_servers: None,
         };
         let service = |(service, port, node_port, here): &(&str, &str, u16, &[u8])| {

@@ -33,9 +33,21 @@ pub struct Settings {
     pub detect_local: DetectLocal,
     /// Feature gate `AllowServiceExternalIPs`.
     pub external_ips: bool,
-    /// Virtual servers balance (IPVS), instead of rules: all packets to an address go to one pool, wherever they come
-    /// from, and where the Local policy finds no endpoint, that is the cluster's. (kube-proxy: `ipvs/proxier.go`.)
-    pub virtual_servers: bool,
+    /// What balances. The mechanisms of the kernel differ in what policies come to.
+    pub balancing: Balancing,
+}
+
+/// What balances connections in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balancing {
+    /// Chains of rules (iptables).
+    Rules,
+    /// Virtual servers (IPVS): all packets to an address go to one pool, wherever they come from, and where the Local
+    /// policy finds no endpoint, that is the cluster's. (kube-proxy: `ipvs/proxier.go`.)
+    VirtualServers,
+    /// Maps (nftables): who may use an address is decided before anything else, whether there are endpoints or not.
+    /// (kube-proxy: `nftables/proxier.go`.)
+    Maps,
 }
 
 /// `nodePortAddresses`
@@ -71,7 +83,7 @@ pub struct PlanContext {
     masquerade_all: bool,
     external_ips: bool,
     detects_pods: bool,
-    virtual_servers: bool,
+    balancing: Balancing,
 }
 
 // === impl Settings ===
@@ -108,12 +120,16 @@ impl Settings {
     /// `primary`, whatever the Node says later: the node's own address is no loopback one.
     pub fn routes_localnet(&self) -> bool {
         let by_networks = matches!(self.node_port_addresses, NodePortSetting::Cidrs(_));
-        by_networks && self.localhost_node_ports(IpFamily::V4, &Node::default())
+        (by_networks || self.balancing == Balancing::Maps) && self.localhost_node_ports(IpFamily::V4, &Node::default())
     }
 
     /// Whether node ports answer on loopback addresses of a family. (kube-proxy: localhost node
     /// ports are IPv4 only, and only if `nodePortAddresses` cover the loopback network.)
     pub fn localhost_node_ports(&self, family: IpFamily, node: &Node) -> bool {
+        if self.balancing == Balancing::Maps {
+            // Asked for by itself there.
+            return self.localhost_node_ports && family == IpFamily::V4;
+        }
         let nets = self.node_port_nets(family, node);
         let covers = |net: &IpNet| net.addr().is_loopback() || net.contains(&IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)));
         self.localhost_node_ports && family == IpFamily::V4 && (nets.is_empty() || nets.iter().any(covers))
@@ -132,10 +148,8 @@ pub fn plan(state: &ClusterState, family: IpFamily, settings: &Settings, node: &
 pub fn node_plan(family: IpFamily, settings: &Settings, node: &Node, addresses: &[IpAddr]) -> NodePlan {
     let nets = settings.node_port_nets(family, node);
     let localhost_node_ports = settings.localhost_node_ports(family, node);
-    let virtual_servers = settings.virtual_servers.then(|| VirtualServerNode {
-        addresses: virtual_server_addresses(family, addresses),
-        masquerade_all: settings.masquerade_all,
-    });
+    let virtual_servers = (settings.balancing == Balancing::VirtualServers)
+        .then(|| VirtualServerNode { addresses: virtual_server_addresses(family, addresses) });
     let within = |loopback: bool| match (nets.is_empty(), &virtual_servers) {
         (true, None) => NodePortAddresses::All,
         (true, Some(node)) => NodePortAddresses::Only(node.addresses.clone()),
@@ -149,10 +163,11 @@ pub fn node_plan(family: IpFamily, settings: &Settings, node: &Node, addresses: 
     };
     NodePlan {
         family,
-        node_port_addresses: within(localhost_node_ports),
+        node_port_addresses: within(localhost_node_ports && settings.balancing != Balancing::Maps),
         health_check_addresses: within(true),
         localhost_node_ports,
         pod_traffic: pod_traffic(family, settings, node),
+        masquerade_all: settings.masquerade_all,
         virtual_servers,
     }
 }
@@ -192,8 +207,12 @@ impl PlanContext {
             masquerade_all: settings.masquerade_all,
             external_ips: settings.external_ips,
             detects_pods: pod_traffic(family, settings, node).is_some(),
-            virtual_servers: settings.virtual_servers,
+            balancing: settings.balancing,
         }
+    }
+
+    fn has_virtual_servers(&self) -> bool {
+        self.balancing == Balancing::VirtualServers
     }
 
     /// Plans every port of a Service. Empty if the Service has no address in the family.
@@ -236,8 +255,8 @@ impl PlanContext {
         );
 
         let external = self.external_routes(service, &selected);
-        // Without endpoints, rules refuse before they look who asks.
-        let is_restricted = selected.any || self.virtual_servers;
+        // Without endpoints, chains of rules refuse before they look who asks.
+        let is_restricted = selected.any || self.balancing != Balancing::Rules;
         let allow_from = |own: &[IpAddr]| if is_restricted { self.allow_from(service, own) } else { None };
         let allowed = allow_from(&vips);
         let mut frontends = Vec::new();
@@ -248,7 +267,7 @@ impl PlanContext {
         }
         for ip in &vips {
             // A virtual server is a set of its own, which holds no addresses of others.
-            let allowed = if self.virtual_servers { allow_from(&[*ip]) } else { allowed.clone() };
+            let allowed = if self.has_virtual_servers() { allow_from(&[*ip]) } else { allowed.clone() };
             add(Listen::LoadBalancerIp(*ip, port.port), allowed, external.clone());
         }
         if let Some(node_port) = port.node_port {
@@ -272,9 +291,11 @@ impl PlanContext {
                 .health_check_node_port
                 .map(|node_port| HealthCheck { node_port, ready_here: ready_here(endpoints) }),
             serving,
-            here: match self.virtual_servers {
-                true => pool(&endpoints.iter().filter(|endpoint| endpoint.local).collect::<Vec<_>>()),
-                false => Pool::default(),
+            here: match self.balancing {
+                Balancing::Rules => Pool::default(),
+                Balancing::VirtualServers | Balancing::Maps => {
+                    pool(&endpoints.iter().filter(|endpoint| endpoint.local).collect::<Vec<_>>())
+                }
             },
             unmet: {
                 let none_here = selected.any && selected.local.is_empty();
@@ -291,7 +312,7 @@ impl PlanContext {
     /// endpoint's answer would otherwise not pass through this node again.
     fn internal_routes(&self, service: &Service, selected: &SelectedEndpoints<'_>) -> Routes {
         let pool = match (service.internal_policy_local, selected.any) {
-            (is_local, _) if self.virtual_servers => only_pool(is_local, selected),
+            (is_local, _) if self.has_virtual_servers() => only_pool(is_local, selected),
             (_, false) => return smallvec![(Source::Any, Action::Reject)],
             (true, true) if selected.local.is_empty() => return smallvec![(Source::Any, Action::Drop)],
             (true, true) => PoolKind::Local,
@@ -310,7 +331,7 @@ impl PlanContext {
     /// elsewhere stays here and keeps its source address.
     fn external_routes(&self, service: &Service, selected: &SelectedEndpoints<'_>) -> Routes {
         let cluster = |masquerade| Action::Balance { pool: PoolKind::Cluster, masquerade };
-        if self.virtual_servers {
+        if self.has_virtual_servers() {
             let pool = only_pool(service.external_policy_local, selected);
             return smallvec![(Source::Any, Action::Balance { pool, masquerade: !service.external_policy_local })];
         }

@@ -14,7 +14,7 @@ use super::*;
 use crate::cluster::Event;
 use crate::model::{Conditions, Endpoint, EndpointSlice, Kind, ObjectRef, Service, ServicePort, SlicePort};
 use crate::net::Protocol;
-use crate::plan::build::{DetectLocal, NodePortSetting};
+use crate::plan::build::{Balancing, DetectLocal, NodePortSetting};
 
 /// What one call of the backend saw.
 #[derive(Debug)]
@@ -110,7 +110,7 @@ impl Rig {
             node_port_addresses: NodePortSetting::Cidrs(Vec::new()),
             detect_local: DetectLocal::NodeCidr,
             external_ips: true,
-            virtual_servers: false,
+            balancing: Balancing::Rules,
         });
         let pace = Pace { min: Duration::from_secs(1), retry: Duration::from_secs(30), max: Duration::from_secs(3600) };
         let told = Listener::default();

@@ -7,6 +7,7 @@ use super::compile::{BaseRules, Style};
 use super::names::ChainName;
 use super::snapshot::Snapshot;
 use crate::backend::Report;
+use crate::backend::importance::importance;
 use crate::model::{ServiceName, ServicePortName};
 use crate::plan::Plan;
 
@@ -141,15 +142,8 @@ impl Round {
         std::mem::take(&mut self.pending).into_iter().map(|(_, name)| name).collect()
     }
 
-    /// Rank of a Service port: lower ones are written first.
     fn importance(&self, name: &ServicePortName) -> u8 {
-        match (&*name.service.namespace, &*name.service.name, &*name.port) {
-            ("default", "kubernetes", _) => 0,
-            ("kube-system", service, _) if service.contains("dns") => 1,
-            (_, _, "dns" | "dns-tcp") => 1,
-            _ if self.recent.contains(&name.service) => RECENT,
-            _ => 3,
-        }
+        importance(name, &self.recent)
     }
 
     /// Whether this Service port is looked at for the first time, as it is now.
@@ -163,8 +157,3 @@ impl Round {
         fresh
     }
 }
-
-/// Rank of Services whose loss would stop everything else: the API server's, and DNS.
-pub(super) const IMPORTANT: u8 = 1;
-/// Rank of those that changed last: they may be out of date.
-pub(super) const RECENT: u8 = 2;

@@ -57,6 +57,9 @@ pub(crate) struct Ferrule {
     /// Where packets are sent on to an endpoint: chains, as in kube-proxy's rules (one for each endpoint), or compact (in the Service's chain, unless it has session affinity): a third of the rules (iptables mode; takes the kernel's xt_bpf) [with file]
     #[arg(long, value_name = "chains|compact", value_parser = endpoint_layout, default_value = "chains", env = "FERRULE_ENDPOINT_LAYOUT", hide_env_values = true)]
     pub(crate) ferrule_endpoint_layout: Choice,
+    /// Serve node ports on IPv4 loopback addresses in nftables mode too, as iptables mode does: for programs that ask localhost. Sets route_localnet=1 (nftables mode) [with file]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, value_parser = parse_bool, default_value = "false", default_missing_value = "true", env = "FERRULE_LOCALHOST_NODEPORTS", hide_env_values = true)]
+    pub(crate) ferrule_localhost_nodeports: bool,
 }
 
 #[derive(Args, Clone, Debug)]

@@ -28,6 +28,7 @@ impl Flags {
             ("cluster-cidr", rules.cluster_cidr.clone()),
             ("config", general.config.clone()),
             ("ferrule-endpoint-layout", self.ferrule.ferrule_endpoint_layout.name.to_owned()),
+            ("ferrule-localhost-nodeports", self.ferrule.ferrule_localhost_nodeports.to_string()),
             ("ferrule-service-dispatch", self.ferrule.ferrule_service_dispatch.name.to_owned()),
             ("healthz-port", self.servers.healthz_port.to_string()),
             ("help", general.help.to_string()),

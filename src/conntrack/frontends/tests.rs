@@ -62,6 +62,7 @@ fn node_plan(addresses: NodePortAddresses) -> Arc<NodePlan> {
         health_check_addresses: NodePortAddresses::All,
         localhost_node_ports: true,
         pod_traffic: None,
+        masquerade_all: false,
         virtual_servers: None,
     })
 }

@@ -111,6 +111,7 @@ impl Rig {
                 health_check_addresses: NodePortAddresses::All,
                 localhost_node_ports: true,
                 pod_traffic: None,
+                masquerade_all: false,
                 virtual_servers: None,
             };
             Plan::new(Arc::new(node), BTreeMap::new())

@@ -9,7 +9,7 @@ use ferrule::cluster::{ClusterState, Event};
 use ferrule::model::{Kind, Node};
 use ferrule::net::IpFamily;
 use ferrule::plan::Plan;
-use ferrule::plan::build::{DetectLocal, NodePortSetting, Settings};
+use ferrule::plan::build::{Balancing, DetectLocal, NodePortSetting, Settings};
 use ferrule::source::{api, manifests};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -123,7 +123,7 @@ fn is_about(event: &Event, kind: Kind) -> bool {
         Event::Node(_) => kind == Kind::Node,
         Event::Deleted(object) | Event::Unreadable(object) => object.kind == kind,
         Event::Problem(problem) => problem.object.kind == kind,
-        Event::Listing(_) | Event::Synced(_) | Event::Addresses(_) => false,
+        Event::Listing(_) | Event::Synced(_) | Event::Addresses(_) | Event::Disturbed(_) => false,
     }
 }
 
@@ -194,7 +194,7 @@ pub(super) fn plan(state: &ClusterState, family: IpFamily) -> Plan {
         node_port_addresses: NodePortSetting::Primary,
         detect_local: DetectLocal::ClusterCidr(vec!["10.0.0.0/8".parse().expect("a network")]),
         external_ips: true,
-        virtual_servers: false,
+        balancing: Balancing::Rules,
     };
     pipeline::plan(state, &settings, family)
 }

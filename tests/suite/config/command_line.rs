@@ -26,6 +26,11 @@ const EFFECTS: &[Effect] = &[
     ("--manifests=/a --manifests /b,/c", |c| c.manifests == ["/a", "/b", "/c"].map(Into::<std::path::PathBuf>::into)),
     ("--ferrule-service-dispatch=bucketed", |c| c.layout.bucketed_services && !c.layout.compact_endpoints),
     ("--ferrule-endpoint-layout=compact", |c| c.layout.compact_endpoints && !c.layout.bucketed_services),
+    ("--ferrule-localhost-nodeports --iptables-localhost-nodeports=f --proxy-mode=nftables", |c| {
+        c.mode == ProxyMode::Nftables && c.planning.localhost_node_ports
+    }),
+    ("--iptables-localhost-nodeports --proxy-mode=nftables", |c| !c.planning.localhost_node_ports),
+    ("--ferrule-localhost-nodeports --iptables-localhost-nodeports=f", |c| !c.planning.localhost_node_ports),
     ("--kubeconfig=/k", |c| c.api.kubeconfig.as_deref() == Some("/k".as_ref())),
     ("--master=https://m", |c| c.api.master.as_deref() == Some("https://m")),
     ("--kube-api-qps=-1", |c| c.api.qps.is_none()),
@@ -230,7 +235,9 @@ fn help_and_version() {
     for hidden in ["--healthz-port", "--metrics-port"] {
         assert!(!help.contains(&format!("{hidden} ")), "{hidden}");
     }
-    for variable in ["FERRULE_MANIFESTS", "FERRULE_SERVICE_DISPATCH", "FERRULE_ENDPOINT_LAYOUT"] {
+    for variable in
+        ["FERRULE_MANIFESTS", "FERRULE_SERVICE_DISPATCH", "FERRULE_ENDPOINT_LAYOUT", "FERRULE_LOCALHOST_NODEPORTS"]
+    {
         assert!(help.contains(variable), "{variable}: {help}");
     }
     assert_eq!(print(&["--version"]), "Kubernetes v1.36.2\n");

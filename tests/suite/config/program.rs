@@ -97,6 +97,7 @@ fn the_list_of_flags() {
         r#"manifests="[]""#,
         r#"ferrule-service-dispatch="linear""#,
         r#"ferrule-endpoint-layout="chains""#,
+        r#"ferrule-localhost-nodeports="false""#,
     ] {
         assert!(flags.contains(&expected), "{expected} is not among {flags:#?}");
     }
@@ -129,15 +130,6 @@ fn where_in_the_file() {
             r#""Using lenient decoding as strict decoding failed" err="{complaint}" at=["/var/lib/kube-proxy/config.conf:3:1"]"#
         )
     );
-}
-
-#[test]
-fn a_mode_that_is_not_there_yet() {
-    let ran = kube_proxy(None, "--proxy-mode=nftables --master=http://127.0.0.1:1");
-    assert_eq!(ran.exit, Some(1));
-    let last = messages(&ran.stderr).pop().unwrap();
-    assert!(last.starts_with("\"command failed\" err=\"mode nftables is not built yet"), "{last}");
-    assert!(last.contains("set mode: iptables"), "{last}");
 }
 
 /// A rate limit is no limit without a rate.

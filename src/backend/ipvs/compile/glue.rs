@@ -102,7 +102,7 @@ impl Writer<'_> {
     /// cluster IP itself.
     fn cluster_ips(&self) -> Option<Rule> {
         let mark = || Rule::jump(MARK_MASQ);
-        if self.node.virtual_servers.as_ref().is_some_and(|node| node.masquerade_all) {
+        if self.node.masquerade_all {
             return self.if_used(mark(), Set::ClusterIp, DST_DST);
         }
         match &self.node.pod_traffic {
