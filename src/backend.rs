@@ -1,7 +1,9 @@
 //! Backends: each translates the Plan into rules of one kernel mechanism and keeps the kernel there.
 
+pub mod importance;
 pub mod iptables;
 pub mod ipvs;
+pub mod nftables;
 
 use std::collections::BTreeSet;
 use std::future::Future;

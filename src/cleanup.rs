@@ -60,21 +60,8 @@ pub async fn everything() -> anyhow::Result<()> {
     }
 }
 
-/// At every start: removes what other modes left, as far as it can be. The modes iptables and ipvs share
-/// chains, and take over from one another.
-pub async fn other_modes(mode: ProxyMode) {
-    let cleaner = Cleaner::new(System, "/proc");
-    let complaints = match mode {
-        ProxyMode::Iptables | ProxyMode::Ipvs => cleaner.nftables().await,
-        ProxyMode::Nftables => cleaner.iptables_and_ipvs().await,
-    };
-    for complaint in complaints {
-        tracing::error!(err = %complaint, %mode, "leftovers of another mode stay; going on");
-    }
-}
-
-/// Where the modes iptables and ipvs take over from one another: removes what only the other one has, as soon as this one
-/// serves, so that no packet is without rules in between.
+/// Removes what only other modes have, as soon as this one serves, so that no packet is without rules in between.
+/// (kube-proxy removes it at its start, before it has written anything.)
 pub struct FormerMode {
     mode: ProxyMode,
     /// Families that are not served yet.
@@ -135,19 +122,24 @@ impl<R: Run + Clone> Cleaner<R> {
         complaints
     }
 
-    /// Removes what of a family only the other one of the modes iptables and ipvs has; with the last family, also what
-    /// belongs to both.
+    /// Removes what of a family only other modes have; with the last family, also what belongs to both. (The modes iptables
+    /// and ipvs share chains.)
     pub async fn superseded_by(&self, mode: ProxyMode, family: IpFamily, is_last: bool) -> Complaints {
-        match mode {
+        // To look for its rules takes long where there are many others: only if something else shows that it was there.
+        let had_ipvs = ipvs::was_here(&self.proc);
+        let mut complaints = match mode {
             ProxyMode::Ipvs => iptables::remove(&self.run, family, Which::OnlyIptables).await,
-            // To look for its rules takes long where there are many others: only if something else shows that it was there.
-            ProxyMode::Iptables if ipvs::was_here(&self.proc) => {
-                let mut complaints = iptables::remove(&self.run, family, Which::OnlyIpvs).await;
-                complaints.extend(ipvs::retire(&self.run, family, is_last).await);
-                complaints
-            }
-            ProxyMode::Iptables | ProxyMode::Nftables => Vec::new(),
+            ProxyMode::Iptables if had_ipvs => iptables::remove(&self.run, family, Which::OnlyIpvs).await,
+            ProxyMode::Iptables => Vec::new(),
+            ProxyMode::Nftables => iptables::remove(&self.run, family, Which::All { has_ipvs: had_ipvs }).await,
+        };
+        if had_ipvs && mode != ProxyMode::Ipvs {
+            complaints.extend(ipvs::retire(&self.run, family, is_last).await);
         }
+        if mode != ProxyMode::Nftables && nftables::is_available(&self.run).await {
+            complaints.extend(nftables::remove(&self.run, family).await.err());
+        }
+        complaints
     }
 
     /// Removes the artefacts of nftables mode.

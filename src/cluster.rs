@@ -40,6 +40,8 @@ pub enum Event {
     Unreadable(ObjectRef),
     /// Something in an object cannot be honoured. For the log; changes nothing.
     Problem(Problem),
+    /// Somebody else may have taken rules of a family away. Changes nothing of the cluster.
+    Disturbed(IpFamily),
 }
 
 /// What an event may have changed in the rules.
@@ -134,7 +136,7 @@ impl ClusterState {
                 self.keep(&object);
                 Changed::Nothing
             }
-            Event::Problem(_) => Changed::Nothing,
+            Event::Problem(_) | Event::Disturbed(_) => Changed::Nothing,
         }
     }
 

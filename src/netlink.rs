@@ -12,7 +12,7 @@ use netlink_packet_generic::GenlMessage;
 use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd, nlas::GenlCtrlAttrs};
 use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER};
 use netlink_sys::{Socket, SocketAddr};
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::sockopt::{Timeout, set_socket_send_buffer_size_force, set_socket_timeout};
 
 /// A socket to the kernel of the network namespace it was opened in. One request at a time.
 pub struct Connection {
@@ -20,6 +20,19 @@ pub struct Connection {
     buffer: Vec<u8>,
     sequence: u32,
     complaint: Option<String>,
+    /// How much may be sent at once.
+    room: usize,
+}
+
+/// A message that the kernel refused.
+#[derive(Debug)]
+pub struct Refusal {
+    /// Its number.
+    pub number: u32,
+    /// Why.
+    pub error: io::Error,
+    /// The kernel's words about it.
+    pub words: Option<String>,
 }
 
 /// Whom in the kernel a connection leads to.
@@ -58,6 +71,8 @@ pub const HEADER: usize = 4;
 const BUFFER: usize = 64 * 1024;
 /// Longest wait for an answer, which the kernel gives at once if it works as it should.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The least that may be sent at once.
+const SEND_MIN: usize = 256 * 1024;
 /// Messages of netlink itself: `NLMSG_NOOP`, `NLMSG_ERROR`, `NLMSG_DONE`, `NLMSG_OVERRUN`.
 const NOOP: u16 = 1;
 const ERROR: u16 = 2;
@@ -95,7 +110,7 @@ impl Connection {
         // Kernels before 4.12 have no words.
         _ = socket.set_ext_ack(true);
         _ = socket.set_cap_ack(true);
-        Ok(Connection { socket, buffer: Vec::with_capacity(BUFFER), sequence: 0, complaint: None })
+        Ok(Connection { socket, buffer: Vec::with_capacity(BUFFER), sequence: 0, complaint: None, room: 0 })
     }
 
     /// The number of a family of generic netlink, which the kernel gives it when its module is loaded. Blocks.
@@ -144,10 +159,8 @@ impl Connection {
         let is_one = !is_list && flags & NLM_F_ACK == 0;
         let mut end = End::Complete;
         loop {
-            let mut rest = datagram(&self.socket, &mut self.buffer)?;
-            while !rest.is_empty() {
-                let message = Message::first(rest)?;
-                rest = rest.get((message.header.length as usize).next_multiple_of(4)..).unwrap_or_default();
+            for message in messages(datagram(&self.socket, &mut self.buffer)?) {
+                let message = message?;
                 if message.header.sequence_number != self.sequence {
                     continue;
                 }
@@ -169,6 +182,54 @@ impl Connection {
     }
 }
 
+impl Connection {
+    /// Sends messages that happen together or not at all, the last one of which asks for an answer and has this number,
+    /// and gives those that the kernel refused: their numbers, and why. If there is any, nothing happened. Blocks.
+    /// (Kernel: batches of nfnetlink.)
+    ///
+    /// # Errors
+    ///
+    /// The kernel takes no part of it; what goes wrong on the socket.
+    pub fn transact(&mut self, batch: &[u8], last: u32) -> io::Result<Vec<Refusal>> {
+        // What is to be sent must fit; root may have more than others.
+        let room = batch.len().saturating_mul(2).max(SEND_MIN);
+        if room > self.room {
+            set_socket_send_buffer_size_force(&self.socket, room)?;
+            self.room = room;
+        }
+        self.socket.send(batch, 0)?;
+        let mut refused = Vec::new();
+        loop {
+            for message in messages(datagram(&self.socket, &mut self.buffer)?) {
+                let message = message?;
+                if message.header.message_type != ERROR {
+                    continue;
+                }
+                let number = message.header.sequence_number;
+                match message.verdict() {
+                    Err(error) if number == 0 => return Err(error),
+                    Err(error) => refused.push(Refusal { number, error, words: message.complaint() }),
+                    Ok(()) => {}
+                }
+                if number == last {
+                    return Ok(refused);
+                }
+            }
+        }
+    }
+
+    /// The connection's own address, by which others see who changed something.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    pub fn port(&self) -> io::Result<u32> {
+        let mut address = SocketAddr::new(0, 0);
+        self.socket.get_address(&mut address)?;
+        Ok(address.port_number())
+    }
+}
+
 fn datagram<'a>(socket: &Socket, buffer: &'a mut Vec<u8>) -> io::Result<&'a [u8]> {
     buffer.clear();
     let length = loop {
@@ -179,6 +240,20 @@ fn datagram<'a>(socket: &Socket, buffer: &'a mut Vec<u8>) -> io::Result<&'a [u8]
         }
     };
     buffer.get(..length).ok_or_else(|| io::Error::other("an answer of the kernel is too long"))
+}
+
+/// The messages of a datagram.
+pub fn messages(datagram: &[u8]) -> impl Iterator<Item = io::Result<Message<'_>>> {
+    let mut rest = datagram;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let message = Message::first(rest);
+        let length = message.as_ref().map_or(usize::MAX, |message| message.header.length as usize);
+        rest = rest.get(length.checked_next_multiple_of(4).unwrap_or(length)..).unwrap_or_default();
+        Some(message)
+    })
 }
 
 // === impl Message ===

@@ -2,6 +2,7 @@
 
 mod iptables;
 mod ipvs;
+mod nftables;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -46,12 +47,31 @@ const HAPPENING_BACKLOG: usize = 64;
 /// What a start has found and set up.
 struct Started {
     _instance: Instance,
-    tools: Vec<(IpFamily, Tools<System>)>,
+    kernel: Kernel,
     sysctls: Sysctls,
     early: Early,
     events: mpsc::Receiver<Event>,
     /// Lets the source go on to what is only of use to the loop.
     begin: oneshot::Sender<()>,
+}
+
+/// By what the kernel is programmed, in each family that is served.
+enum Kernel {
+    /// With the tools of iptables, in modes iptables and ipvs.
+    Iptables(Vec<(IpFamily, Tools<System>)>),
+    /// By tables of nftables; the watch hears of what others do to them.
+    Nftables(Vec<IpFamily>, nftables::Watch),
+}
+
+// === impl Kernel ===
+
+impl Kernel {
+    fn families(&self) -> Vec<IpFamily> {
+        match self {
+            Kernel::Iptables(tools) => tools.iter().map(|(family, _)| *family).collect(),
+            Kernel::Nftables(families, _) => families.clone(),
+        }
+    }
 }
 
 /// Does what the configuration asks for. The proxy runs until it is told to stop (SIGTERM or SIGINT);
@@ -64,12 +84,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     let (changed, mut change) = oneshot::channel();
     let stop = stop(config.config_file.as_deref().map(FileWatch::new).transpose()?, changed);
-    match config.mode {
-        ProxyMode::Iptables | ProxyMode::Ipvs => run_proxy(config, stop).await?,
-        mode @ ProxyMode::Nftables => {
-            bail!("mode {mode} is not built yet: this ferrule has the modes iptables and ipvs; set mode: iptables")
-        }
-    }
+    run_proxy(config, stop).await?;
     change.try_recv().map_or(Ok(()), Err)
 }
 
@@ -103,9 +118,10 @@ async fn run_proxy(config: Config, stop: impl Future<Output = ()>) -> anyhow::Re
             return Ok(());
         }
     };
-    let Started { _instance, tools, sysctls, early, events, begin } = started;
+    let Started { _instance, kernel, sysctls, early, events, begin } = started;
+    let families = kernel.families();
     if config.action == Action::InitOnly {
-        for (family, _) in tools {
+        for family in families {
             tracing::info!(ipFamily = %family, "System initialized and --init-only specified");
         }
         return Ok(());
@@ -116,7 +132,6 @@ async fn run_proxy(config: Config, stop: impl Future<Output = ()>) -> anyhow::Re
     start_events(&config, connection, happenings);
     recorder.record(Happening::Starting);
     let _ = begin.send(());
-    let families: Vec<IpFamily> = tools.iter().map(|(family, _)| *family).collect();
     let node_ports = NodePorts::new(families.iter().copied(), &health, &recorder);
     let node_log = NodeLog::new(early.node);
     let former = cleanup::FormerMode::new(config.mode, families);
@@ -134,8 +149,8 @@ async fn run_proxy(config: Config, stop: impl Future<Output = ()>) -> anyhow::Re
     ];
     let driven = async {
         let (early, ready) = (early.events, ClusterState::is_synced);
-        match config.mode {
-            ProxyMode::Ipvs => {
+        match kernel {
+            Kernel::Iptables(tools) if config.mode == ProxyMode::Ipvs => {
                 let mut pipelines = Vec::new();
                 for (family, tools) in tools {
                     let backend = ipvs::backend(&config, family, tools)?;
@@ -143,12 +158,18 @@ async fn run_proxy(config: Config, stop: impl Future<Output = ()>) -> anyhow::Re
                 }
                 drive(pipelines, pace, early, events, ready, observers, stop).await;
             }
-            ProxyMode::Iptables | ProxyMode::Nftables => {
+            Kernel::Iptables(tools) => {
                 let mut pipelines = Vec::new();
                 for (family, tools) in tools {
                     let backend = iptables::backend(&config, &sysctls, family, tools).await;
                     pipelines.push(Pipeline::new(family, settings.clone(), pace, backend));
                 }
+                drive(pipelines, pace, early, events, ready, observers, stop).await;
+            }
+            Kernel::Nftables(families, watch) => {
+                let backend = |family| nftables::backend(&config, family, watch.clone());
+                let pipeline = |family| Pipeline::new(family, settings.clone(), pace, backend(family));
+                let pipelines = families.into_iter().map(pipeline).collect();
                 drive(pipelines, pace, early, events, ready, observers, stop).await;
             }
         }
@@ -169,10 +190,16 @@ async fn start(config: &Config, connection: Option<Arc<Connection>>) -> anyhow::
     tracing::info!(version = config.version, ferrule = env!("CARGO_PKG_VERSION"), "Version info");
     let sysctls = Sysctls::of_the_kernel();
     let _instance = Instance::acquire().await.context("cannot see to it that only one ferrule runs here")?;
-    cleanup::other_modes(config.mode).await;
-    let tools = iptables_tools(&sysctls).await?;
-
     let (sender, mut events) = mpsc::channel(EVENT_BACKLOG);
+    let kernel = match config.mode {
+        ProxyMode::Iptables | ProxyMode::Ipvs => Kernel::Iptables(iptables_tools(&sysctls).await?),
+        ProxyMode::Nftables => {
+            let families = nftables::prepare(config, &sysctls).await?;
+            Kernel::Nftables(families, nftables::watch(sender.clone()))
+        }
+    };
+    let families = kernel.families();
+
     let addresses = sender.clone();
     tokio::spawn(async move { source::addresses::run(addresses, LINK).await });
     let (begin, begun) = oneshot::channel();
@@ -185,9 +212,8 @@ async fn start(config: &Config, connection: Option<Arc<Connection>>) -> anyhow::
     };
     let early = node::wait(&mut events, &settings.node_name, needs).await?;
     sysctls.set_conntrack(&config.conntrack)?;
-    let families: Vec<IpFamily> = tools.iter().map(|(family, _)| *family).collect();
     startup::check(config, early.node.as_deref().unwrap_or(&Node::default()), &families)?;
-    if config.mode == ProxyMode::Iptables && settings.routes_localnet() && families.contains(&IpFamily::V4) {
+    if config.mode != ProxyMode::Ipvs && settings.routes_localnet() && families.contains(&IpFamily::V4) {
         tracing::info!(
             "node ports answer on localhost, which takes route_localnet=1; with iptables.localhostNodePorts: false, or \
              nodePortAddresses without loopback addresses, they do not"
@@ -197,7 +223,7 @@ async fn start(config: &Config, connection: Option<Arc<Connection>>) -> anyhow::
     if config.mode == ProxyMode::Ipvs {
         ipvs::prepare(config, &sysctls).await?;
     }
-    Ok(Started { _instance, tools, sysctls, early, events, begin })
+    Ok(Started { _instance, kernel, sysctls, early, events, begin })
 }
 
 /// Metrics of iptables mode, with what is read at a scrape: the kernel's counters, probes, watches.

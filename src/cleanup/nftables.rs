@@ -1,6 +1,7 @@
 //! The tables of nftables mode.
 
 use super::ask;
+use crate::backend::nftables::support::is_recent;
 use crate::command::{Command, Run};
 use crate::net::IpFamily;
 
@@ -38,25 +39,5 @@ pub(super) async fn remove<R: Run>(run: &R, family: IpFamily) -> Result<(), Stri
         Some((output, _)) if output.stderr.contains("No such file or directory") => Ok(()),
         Some((output, _)) => Err(format!("nft delete table {table} failed: {}", output.complaint())),
         None => Ok(()),
-    }
-}
-
-/// Whether `nft --version` said 1.0.1 or later.
-fn is_recent(version: &str) -> bool {
-    let number = version.split_whitespace().find_map(|word| word.strip_prefix('v')).unwrap_or_default();
-    !number.is_empty() && !number.starts_with("0.") && number != "1.0.0"
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versions() {
-        assert!(is_recent("nftables v1.0.6 (Lester Gooch #5)"));
-        assert!(is_recent("nftables v1.1.3 (Commodore Bullmoose #4)"));
-        assert!(!is_recent("nftables v1.0.0 (Fearless Fosdick #2)"));
-        assert!(!is_recent("nftables v0.9.8 (E.D.S.)"));
-        assert!(!is_recent(""));
     }
 }

@@ -28,7 +28,6 @@ use story::Story;
 ///
 /// If it cannot run here, or its own work fails.
 pub async fn run(mode: ProxyMode) -> anyhow::Result<ExitCode> {
-    ensure!(mode != ProxyMode::Nftables, "mode {mode} is not built yet: the demo can show iptables and ipvs");
     ensure!(
         rustix::process::geteuid().is_root(),
         "the demo makes network namespaces, which only root may do: run it as root, or with sudo"
@@ -36,7 +35,9 @@ pub async fn run(mode: ProxyMode) -> anyhow::Result<ExitCode> {
     raise_limit_of_files();
     version("ip", "-V", "iproute2").await?;
     let (_, mut tools) = Tools::find(System, IpFamily::V4).await.context("install the Debian package iptables")?;
-    if mode == ProxyMode::Ipvs {
+    if mode == ProxyMode::Nftables {
+        tools = version("nft", "--version", "nftables").await?;
+    } else if mode == ProxyMode::Ipvs {
         tools = format!("virtual servers (IPVS), {}, {tools}", version("ipset", "--version", "ipset").await?);
     }
     let mut stop = Stop::new()?;

@@ -10,6 +10,7 @@ use crate::backend::iptables::compile::Layout;
 use crate::backend::iptables::netlink::Counters;
 use crate::backend::ipvs::compile::Style;
 use crate::backend::ipvs::render::Whole;
+use crate::backend::nftables::{self, render::whole};
 use crate::cluster::{ClusterState, Event};
 use crate::config::flags::Flags;
 use crate::config::{self, ProxyMode, Remark};
@@ -34,9 +35,6 @@ pub fn main(flags: &Flags, family: Option<IpFamily>) -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(&format!("Error: {error}")),
     };
-    if config.mode == ProxyMode::Nftables {
-        return fail(&"Error: rules of mode nftables cannot be rendered yet: there are iptables and ipvs");
-    }
     if config.manifests.is_empty() {
         return fail(
             &"Error: render needs --manifests PATH: a file or directory of Services, EndpointSlices and the Node",
@@ -68,9 +66,10 @@ pub fn main(flags: &Flags, family: Option<IpFamily>) -> ExitCode {
     for family in IpFamily::BOTH.into_iter().filter(|each| family.is_none_or(|only| only == *each)) {
         print(&format!("# {family}\n"));
         let events = manifests.events.iter().cloned();
-        print(&match &virtual_servers {
-            Some(style) => ipvs(events, &config.planning, style, family),
-            None => self::iptables(events, &config.planning, &iptables, family),
+        print(&match (config.mode, &virtual_servers) {
+            (ProxyMode::Nftables, _) => nftables(events, &config.planning, config.masquerade_mark, family),
+            (_, Some(style)) => ipvs(events, &config.planning, style, family),
+            (_, None) => self::iptables(events, &config.planning, &iptables, family),
         });
     }
     match manifests.broken.is_empty() {
@@ -96,6 +95,12 @@ pub fn iptables(
 /// above.
 pub fn ipvs(events: impl IntoIterator<Item = Event>, settings: &Settings, style: &Style, family: IpFamily) -> String {
     Whole::compile(&plan(events, settings, family), style).render()
+}
+
+/// Input of `nft -f` that programs everything into an empty kernel, as nftables mode does, though that writes elements without
+/// `nft`. Assumes a node as above.
+pub fn nftables(events: impl IntoIterator<Item = Event>, settings: &Settings, mark: u32, family: IpFamily) -> String {
+    whole(&plan(events, settings, family), &nftables::compile::Style { mark })
 }
 
 /// The Plan of a cluster, on a node whose interfaces hold the addresses of its Node object.

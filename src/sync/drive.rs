@@ -23,6 +23,8 @@ const TRIGGERS_MAX: usize = 10_000;
 struct Line<B> {
     pipeline: Pipeline<B>,
     next_check: Option<Instant>,
+    /// When rules were last written again at once because somebody took them away.
+    repaired: Option<Instant>,
     has_synced: bool,
     /// Since when something waits for a sync to begin.
     requested: Option<Instant>,
@@ -156,6 +158,11 @@ impl<B: Backend + 'static, O: Observer> Loop<B, O> {
             tracing::warn!(object = %problem.object, field = problem.field, "{}", problem.reason);
         }
         tracing::trace!(?event, "event");
+        if let Event::Disturbed(family) = event {
+            let disturbed = self.lines.iter_mut().filter(|line| line.pipeline.family() == family && line.has_synced);
+            disturbed.for_each(|line| line.next_check = Some(Instant::now()));
+            return;
+        }
         let changed = self.state.apply(event.clone());
         self.observer.notice(&Notice::Event { event: &event, changed: &changed });
         for line in &mut self.lines {
@@ -257,6 +264,12 @@ impl<B: Backend + 'static, O: Observer> Loop<B, O> {
                 tracing::warn!(%family, "rules were removed by another program; writing them again");
                 self.observer.notice(&Notice::Drifted(family));
                 line.pipeline.mark_everything();
+                // At once, but not in a race with whoever does it again and again.
+                let now = Instant::now();
+                if line.repaired.is_none_or(|at| now - at >= self.pace.min) {
+                    line.repaired = Some(now);
+                    line.pipeline.pacer.urge();
+                }
                 line.request(&mut self.observer);
             }
             Err(error) => tracing::debug!(%family, %error, "cannot look at the rules"),
@@ -295,7 +308,7 @@ impl Pieces {
 impl<B: Backend + 'static> Line<B> {
     fn new(pipeline: Pipeline<B>) -> Line<B> {
         let triggers = Vec::new();
-        Line { pipeline, next_check: None, has_synced: false, requested: None, triggers, pieces: None }
+        Line { pipeline, next_check: None, repaired: None, has_synced: false, requested: None, triggers, pieces: None }
     }
 
     /// When the loop must look at this line again.

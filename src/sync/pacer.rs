@@ -95,6 +95,12 @@ impl Pacer {
         self.requested = true;
     }
 
+    /// Notes that something is to be done at once, because the kernel does not do what it should.
+    pub fn urge(&mut self) {
+        self.requested = true;
+        self.earliest = Instant::ZERO;
+    }
+
     /// Whether somebody wants a sync that has not begun.
     pub fn is_requested(&self) -> bool {
         self.requested

@@ -1,0 +1,406 @@
+//! Bringing the kernel to a Plan: the part of nftables mode that does IO.
+//!
+//! First the rules, which are few; then elements, the most important Services first, in transactions of bounded size.
+//! Where there are rules of somebody else in the table, such as kube-proxy's, ours come last: those serve until all
+//! elements are there.
+
+mod table;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::compile::{Base, Style, base};
+use super::diff::{Change, Held};
+use super::kernel::{Command, Refused, Table, Transaction};
+use super::queue::Queue;
+use super::render::Script;
+use super::ruleset::{Element, Set};
+use super::watch::Watch;
+use crate::backend::{ApplyError, Backend, Intact, Report, Scope};
+use crate::command::{self, Run};
+use crate::model::{ServiceName, ServicePortName};
+use crate::net::IpFamily;
+use crate::plan::{NodePlan, Plan, ServicePlan};
+
+/// A transaction shall not take longer than this: connections wait for none, but other writers of the kernel's tables do.
+const LONG: Duration = Duration::from_millis(100);
+/// Elements of the first transaction, and the least and most that are put into one.
+const AT_ONCE: usize = 2_000;
+const AT_ONCE_MIN: usize = 250;
+const AT_ONCE_MAX: usize = 8_000;
+
+/// nftables mode in one IP family.
+pub struct Maps<R> {
+    family: IpFamily,
+    run: R,
+    style: Style,
+    watch: Watch,
+    /// The kernel's table, unless it is lent.
+    table: Option<Table>,
+    held: Held,
+    /// What was written besides elements.
+    written: Option<Written>,
+    /// Whether the rules of the table are somebody else's.
+    is_foreign: bool,
+    is_known: bool,
+    /// Whether all elements are there and what is too much is gone.
+    is_settled: bool,
+    queue: Queue,
+    at_once: usize,
+    /// Service ports that are set aside.
+    refused: BTreeMap<ServicePortName, String>,
+    /// Service ports whose elements were not what they were taken to be: once is not their fault.
+    suspects: BTreeSet<ServicePortName>,
+    /// Sets that were there before, and may have nobody who needs them.
+    passing: Vec<Set>,
+    /// Chains of others that could not be removed yet.
+    foreign_chains: Vec<String>,
+}
+
+/// What is in the table besides elements, and from what it follows.
+struct Written {
+    node: Arc<NodePlan>,
+    timeouts: BTreeSet<u32>,
+    base: Base,
+}
+
+// === impl Maps ===
+
+impl<R: Run + Clone> Maps<R> {
+    /// nftables mode; `run` runs `nft`, `watch` hears of what others do.
+    pub fn new(run: R, family: IpFamily, style: Style, watch: Watch) -> Maps<R> {
+        Maps {
+            family,
+            run,
+            style,
+            watch,
+            table: None,
+            held: Held::default(),
+            written: None,
+            is_foreign: false,
+            is_known: false,
+            is_settled: false,
+            queue: Queue::default(),
+            at_once: AT_ONCE,
+            refused: BTreeMap::new(),
+            suspects: BTreeSet::new(),
+            passing: Vec::new(),
+            foreign_chains: Vec::new(),
+        }
+    }
+
+    async fn try_sync(&mut self, plan: &Plan, scope: &Scope, report: &mut Report) -> Result<(), ApplyError> {
+        let began = Instant::now();
+        let is_everything = !matches!(scope, Scope::Services(_));
+        match scope {
+            Scope::Services(names) => {
+                self.refused.retain(|name, _| !names.contains(name));
+                self.queue.put_first(names);
+            }
+            Scope::Everything | Scope::Audit if self.is_settled => self.refused.clear(),
+            Scope::Everything | Scope::Audit => {}
+        }
+        // An audit in pieces looks once.
+        let is_audit = *scope == Scope::Audit && self.is_settled;
+        if self.watch.take_disturbed(self.family) || is_audit {
+            self.is_known = false;
+        }
+        if !self.is_known {
+            self.adopt(plan).await?;
+        } else if is_everything && self.is_settled {
+            self.queue.extend(plan.services().keys());
+            let gone: Vec<_> = self.held.names().filter(|name| !plan.services().contains_key(*name)).cloned().collect();
+            self.queue.extend(&gone);
+        }
+        self.is_settled = false;
+        let names = self.queue.next(plan, self.at_once);
+        report.diffing += began.elapsed();
+        self.write_base(plan, &names, report).await?;
+        if !names.is_empty() {
+            self.write_services(plan, &names, report).await?;
+        }
+        if self.is_known && self.queue.is_empty() {
+            self.settle(plan, report).await?;
+        }
+        report.remaining = if self.is_settled { 0 } else { self.queue.len().max(1) };
+        report.set_aside = self.refused.len();
+        Ok(())
+    }
+
+    /// Takes over what is there.
+    async fn adopt(&mut self, plan: &Plan) -> Result<(), ApplyError> {
+        let found = self.with_table(table::read).await??;
+        for name in &found.misshapen {
+            tracing::warn!(family = %self.family, set = %name, "not made as ours of that name is; the table is made anew");
+        }
+        let is_there = found.is_there && found.misshapen.is_empty();
+        if found.is_there && !is_there {
+            let family = self.family;
+            self.with_table(move |table| {
+                let mut transaction = Transaction::new(family);
+                transaction.delete_table();
+                table.commit(transaction)
+            })
+            .await??;
+        }
+        self.is_foreign = is_there && !found.is_ours;
+        self.foreign_chains = if is_there { found.foreign_chains } else { Vec::new() };
+        self.passing = if is_there { found.passing } else { Vec::new() };
+        self.held = Held::of(if is_there { found.elements } else { Vec::new() });
+        for name in self.refused.keys() {
+            if let Some(plan) = plan.services().get(name) {
+                self.held.leave_alone(name, plan);
+            }
+        }
+        self.written = None;
+        self.queue.clear();
+        self.queue.extend(plan.services().keys().filter(|name| !self.refused.contains_key(*name)));
+        let port = self.with_table(Table::port).await??;
+        self.watch.add_own(port);
+        self.is_known = true;
+        Ok(())
+    }
+
+    /// Writes rules, and sets for what these Service ports need.
+    async fn write_base(
+        &mut self,
+        plan: &Plan,
+        names: &[ServicePortName],
+        report: &mut Report,
+    ) -> Result<(), ApplyError> {
+        let mut timeouts = self.held.timeouts();
+        let plans = names.iter().filter_map(|name| plan.services().get(name));
+        timeouts.extend(plans.filter_map(|plan| plan.affinity_seconds));
+        // What goes, goes when elements have gone.
+        timeouts.extend(self.written.iter().flat_map(|written| &written.timeouts));
+        self.write(&plan.node, timeouts, report).await
+    }
+
+    async fn write(
+        &mut self,
+        node: &Arc<NodePlan>,
+        timeouts: BTreeSet<u32>,
+        report: &mut Report,
+    ) -> Result<(), ApplyError> {
+        if self.written.as_ref().is_some_and(|written| written.node == *node && written.timeouts == timeouts) {
+            return Ok(());
+        }
+        let base = base(node, &self.style, &timeouts);
+        let text = |base: &Base| {
+            let mut script = Script::new(self.family);
+            match self.is_foreign {
+                true => {
+                    script.sets(&base.sets);
+                    script.declare(&base.client_chains);
+                }
+                false => script.base(base),
+            }
+            script.into_text()
+        };
+        let had = self.written.iter().flat_map(|written| &written.base.sets);
+        let gone: Vec<Set> = had.filter(|set| !base.sets.contains(set)).copied().collect();
+        let input = text(&base);
+        let mut transaction = Transaction::new(self.family);
+        base.client_chains.iter().for_each(|chain| transaction.rewrite_chain(chain));
+        gone.iter().for_each(|set| transaction.delete_set(&set.name()));
+        report.restores += 1;
+        report.bytes += input.len();
+        let command = command::Command::new("nft", &["-f", "-"]).with_stdin(input.into_bytes());
+        self.watch.expect(self.family);
+        let output = self.run.run(command, &mut |_| {}).await;
+        let failed = match output {
+            Ok(output) if output.success() => None,
+            Ok(output) => {
+                report.refusals += 1;
+                let detail = output.complaint().to_owned();
+                Some(ApplyError::Failed { program: "nft -f -".to_owned(), detail })
+            }
+            Err(error) => Some(error.into()),
+        };
+        if let Some(failed) = failed {
+            self.watch.expect_no_more(self.family);
+            return Err(failed);
+        }
+        self.written = None;
+        if let Some(refusal) = self.commit(transaction, report).await?.into_iter().next() {
+            let program = "nf_tables, asked for rules that choose endpoints,".to_owned();
+            return Err(ApplyError::Failed { program, detail: refusal.to_string() });
+        }
+        self.written = Some(Written { node: node.clone(), timeouts, base });
+        Ok(())
+    }
+
+    async fn write_services(
+        &mut self,
+        plan: &Plan,
+        names: &[ServicePortName],
+        report: &mut Report,
+    ) -> Result<(), ApplyError> {
+        let began = Instant::now();
+        let wanted: Vec<(&ServicePortName, Option<&Arc<ServicePlan>>)> =
+            names.iter().map(|name| (name, plan.services().get(name))).collect();
+        let changes = self.held.set(wanted);
+        let mut transaction = Transaction::new(self.family);
+        for (i, change) in changes.iter().enumerate() {
+            transaction.elements_of(Command::Remove, &change.remove, Some(&change.name), i);
+        }
+        for (i, change) in changes.iter().enumerate() {
+            transaction.elements_of(Command::Add, &change.add, Some(&change.name), i);
+        }
+        report.diffing += began.elapsed();
+        let refused = self.commit(transaction, report).await?;
+        if refused.is_empty() {
+            report.written += changes.len();
+            self.suspects.clear();
+            return self.settle_clients(&changes, report).await;
+        }
+        report.refusals += 1;
+        for refusal in refused {
+            let Some(Change { name, .. }) = changes.get(refusal.owner) else { continue };
+            if refusal.shows_drift() && self.suspects.insert(name.clone()) {
+                tracing::debug!(family = %self.family, service = %name, %refusal, "elements are not what they were; reading them");
+            } else {
+                let reason = refusal.to_string();
+                if self.refused.insert(name.clone(), reason.clone()).is_none() {
+                    report.refused.push((name.clone(), reason));
+                }
+            }
+        }
+        // Nothing of it happened. What the kernel holds is read again, and the others go on without those.
+        self.is_known = false;
+        Ok(())
+    }
+
+    /// All Service ports have what they shall have: what is too much goes.
+    async fn settle(&mut self, plan: &Plan, report: &mut Report) -> Result<(), ApplyError> {
+        if self.is_foreign {
+            // Now that all is there, our rules take the place of others.
+            self.is_foreign = false;
+            self.written = None;
+        }
+        self.write(&plan.node, self.held.timeouts(), report).await?;
+        let left = self.held.take_leftovers();
+        if !left.is_empty() {
+            tracing::info!(family = %self.family, elements = left.len(), "removing elements that nobody asks for");
+            for part in left.chunks(self.at_once) {
+                let mut transaction = Transaction::new(self.family);
+                transaction.elements_of(Command::Remove, part, None, 0);
+                for refusal in self.commit(transaction, report).await? {
+                    tracing::warn!(family = %self.family, %refusal, "elements that nobody asks for stay");
+                }
+            }
+            self.clear_clients(report).await?;
+        }
+        let mut transaction = Transaction::new(self.family);
+        let needed = |set: &Set| self.written.as_ref().is_some_and(|written| written.base.sets.contains(set));
+        let gone: Vec<Set> = self.passing.drain(..).filter(|set| !needed(set)).collect();
+        gone.iter().for_each(|set| transaction.delete_set(&set.name()));
+        self.commit(transaction, report).await?;
+        if !self.foreign_chains.is_empty() {
+            let (family, chains) = (self.family, std::mem::take(&mut self.foreign_chains));
+            self.foreign_chains = self.with_table(move |table| table::remove_foreign(table, family, chains)).await??;
+        }
+        self.is_settled = true;
+        Ok(())
+    }
+
+    /// Clients are with endpoints that are gone: they are forgotten, so that they get others.
+    async fn settle_clients(&mut self, changes: &[Change], report: &mut Report) -> Result<(), ApplyError> {
+        if changes.iter().any(|change| change.is_unsettled) { self.clear_clients(report).await } else { Ok(()) }
+    }
+
+    async fn clear_clients(&mut self, report: &mut Report) -> Result<(), ApplyError> {
+        let (clients, _) = self.with_table(|table| table.elements(Set::Clients)).await??;
+        let stale = self.held.stale_clients(clients.into_iter().map(|(client, _)| client));
+        for part in stale.chunks(self.at_once) {
+            // One that has ended meanwhile must not keep the others.
+            let mut rest: Vec<Element> = part.to_vec();
+            while !rest.is_empty() {
+                let mut transaction = Transaction::new(self.family);
+                for (i, client) in rest.iter().enumerate() {
+                    transaction.elements_of(Command::Remove, &[*client], None, i);
+                }
+                let refused: BTreeSet<usize> =
+                    self.commit(transaction, report).await?.into_iter().map(|refusal| refusal.owner).collect();
+                if refused.is_empty() {
+                    break;
+                }
+                let mut i = 0..;
+                rest.retain(|_| i.next().is_some_and(|i| !refused.contains(&i)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Does a transaction, and learns from the time it takes how much to put into the next.
+    async fn commit(&mut self, transaction: Transaction, report: &mut Report) -> Result<Vec<Refused>, ApplyError> {
+        let elements = transaction.elements();
+        if transaction.is_empty() {
+            return Ok(Vec::new());
+        }
+        report.restores += 1;
+        let (took, refused) = self
+            .with_table(move |table| {
+                let began = Instant::now();
+                let refused = table.commit(transaction);
+                (began.elapsed(), refused)
+            })
+            .await?;
+        tracing::trace!(family = %self.family, elements, ?took, "transaction");
+        if took > LONG {
+            self.at_once = (self.at_once / 2).max(AT_ONCE_MIN);
+        } else if took < LONG / 4 && elements >= self.at_once {
+            self.at_once = (self.at_once * 2).min(AT_ONCE_MAX);
+        }
+        Ok(refused?)
+    }
+
+    /// Does something with the kernel's table, on a thread that may block.
+    async fn with_table<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Table) -> T + Send + 'static,
+    ) -> Result<T, ApplyError> {
+        let mut table = self.table.take().unwrap_or_else(|| Table::new(self.family));
+        let task = tokio::task::spawn_blocking(move || {
+            let done = work(&mut table);
+            (table, done)
+        });
+        let lost = |error: tokio::task::JoinError| ApplyError::Failed {
+            program: "nf_tables".into(),
+            detail: error.to_string(),
+        };
+        let (table, done) = task.await.map_err(lost)?;
+        self.table = Some(table);
+        Ok(done)
+    }
+}
+
+impl<R: Run + Clone> Backend for Maps<R> {
+    async fn sync(&mut self, plan: &Plan, scope: &Scope) -> Result<Report, ApplyError> {
+        let mut report = Report::default();
+        let result = self.try_sync(plan, scope, &mut report).await;
+        if result.is_err() {
+            self.is_known = false;
+        }
+        result.map(|()| report)
+    }
+
+    fn prefer(&mut self, recent: BTreeSet<ServiceName>) {
+        self.queue.prefer(recent);
+    }
+
+    async fn check(&mut self) -> Result<Intact, ApplyError> {
+        match self.is_known && !self.watch.is_disturbed(self.family) {
+            true => Ok(Intact::Yes),
+            false => Ok(Intact::No),
+        }
+    }
+}
+
+impl From<io::Error> for ApplyError {
+    fn from(error: io::Error) -> ApplyError {
+        ApplyError::Failed { program: "nf_tables".to_owned(), detail: error.to_string() }
+    }
+}
