@@ -13,7 +13,7 @@ use crate::proxy::{Config, Detector, Layout, Proxy};
 use crate::traffic::{Answer, Call, Outcome, Proto};
 use crate::world::{Case, Family, Namespace, Node, POD_PORT, World};
 
-matrix!(
+every_mode!(
     cluster_cidr,
     node_cidr,
     bridge_interface,
@@ -21,8 +21,8 @@ matrix!(
     no_detector,
     masquerade_all,
     masquerade_all_without_detector,
-    rules_elsewhere,
 );
+matrix!(rules_elsewhere);
 
 fn cluster_cidr(case: Case) {
     check(case, Detector::ClusterCidr, false, &Proto::SOCKETS);
@@ -158,7 +158,10 @@ fn expected(
         other => other,
     };
     let cell = match (row, address) {
-        (Source::Loopback, Address::NodePort) if world.family() == Family::V4 => (Reach::All, true),
+        // In iptables mode alone.
+        (Source::Loopback, Address::NodePort) if world.family() == Family::V4 && !world.tools.are_unused() => {
+            (Reach::All, true)
+        }
         (Source::Loopback, _) => return None,
         // Without a detector a pod is a source like any other, which is not masqueraded either.
         (Source::Pod, Address::Cluster) => (reach(policies.internal_local), masquerade_all),

@@ -12,7 +12,7 @@ use ferrule::fixtures::{self, NodeFixture, ServiceFixture, SliceFixture, node, s
 use ferrule::model::Kind;
 use ferrule::net::{IpFamily, Protocol};
 use ferrule::plan::Plan;
-use ferrule::plan::build::{DetectLocal, NodePortSetting, Settings};
+use ferrule::plan::build::{Balancing, DetectLocal, NodePortSetting, Settings};
 use tempfile::TempDir;
 
 use crate::tools::{Tools, Variant};
@@ -156,7 +156,7 @@ fn settings(detect_local: DetectLocal, masquerade_all: bool) -> Settings {
         node_port_addresses: NodePortSetting::Cidrs(Vec::new()),
         detect_local,
         external_ips: true,
-        virtual_servers: false,
+        balancing: Balancing::Rules,
     }
 }
 

@@ -55,6 +55,32 @@ macro_rules! matrix {
     };
 }
 
+/// The same, and two more: for nftables mode.
+macro_rules! every_mode {
+    ($($name:ident),* $(,)?) => {
+        matrix!($($name),*);
+
+        mod in_nftables_mode {
+            use crate::tools::Variant;
+            use crate::world::{Case, Family};
+
+            $(mod $name {
+                use super::*;
+
+                #[test]
+                fn ipv4() {
+                    super::super::$name(Case { variant: Variant::Unused, family: Family::V4 });
+                }
+
+                #[test]
+                fn ipv6() {
+                    super::super::$name(Case { variant: Variant::Unused, family: Family::V6 });
+                }
+            })*
+        }
+    };
+}
+
 mod acceptance;
 mod balancing;
 mod chains;
@@ -69,6 +95,7 @@ mod ipvs;
 mod kubeadm;
 mod layouts;
 mod metrics;
+mod nftables;
 mod one_change;
 mod refusal;
 mod refused;

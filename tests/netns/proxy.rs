@@ -42,6 +42,8 @@ pub struct Config {
     pub bind_address_hard_fail: bool,
     /// Where rules stand.
     pub layout: Layout,
+    /// `--ferrule-localhost-nodeports`.
+    pub localhost_nodeports: bool,
 }
 
 /// A kernel mechanism, with what only it has.
@@ -56,6 +58,8 @@ pub enum Mode {
         /// `ipvs.excludeCIDRs`.
         excluded: Vec<&'static str>,
     },
+    /// Maps and sets.
+    Nftables,
 }
 
 /// Where rules stand, as environment variables have it.
@@ -86,7 +90,7 @@ pub enum Detector {
 pub struct Proxy<'w> {
     world: &'w World,
     child: Child,
-    is_ipvs: bool,
+    mode: Mode,
 }
 
 impl Default for Config {
@@ -100,6 +104,7 @@ impl Default for Config {
             localhost_node_ports: true,
             bind_address_hard_fail: false,
             layout: Layout::default(),
+            localhost_nodeports: false,
         }
     }
 }
@@ -131,6 +136,14 @@ impl Mode {
                 file["ipvs"] = json!({
                     "scheduler": scheduler,
                     "excludeCIDRs": excluded,
+                    "syncPeriod": sync_period,
+                    "minSyncPeriod": "10ms",
+                });
+            }
+            Mode::Nftables => {
+                file["mode"] = json!("nftables");
+                file["nftables"] = json!({
+                    "masqueradeAll": file["iptables"]["masqueradeAll"],
                     "syncPeriod": sync_period,
                     "minSyncPeriod": "10ms",
                 });
@@ -213,11 +226,16 @@ impl<'w> Proxy<'w> {
 
     /// Starts it with the objects that were written last, and does not wait.
     pub fn launch(world: &'w World, config: &Config) -> Proxy<'w> {
+        let mut config = config.clone();
+        if world.tools.are_unused() && config.mode == Mode::Iptables {
+            config.mode = Mode::Nftables;
+        }
         let file = world.dir().join("config.json");
         fs::write(&file, serde_json::to_vec_pretty(&config.file()).unwrap()).unwrap();
-        let arguments = arguments(&file, &manifests(world), Node::A.name());
+        let mut arguments = arguments(&file, &manifests(world), Node::A.name());
+        arguments.extend(config.localhost_nodeports.then(|| "--ferrule-localhost-nodeports".into()));
         let mut proxy = Proxy::spawn(world, &[config.layout.variables(), arguments].concat());
-        proxy.is_ipvs = config.mode != Mode::Iptables;
+        proxy.mode = config.mode.clone();
         proxy
     }
 
@@ -244,7 +262,7 @@ impl<'w> Proxy<'w> {
             .process_group(0);
         let child =
             world.node.run_on_keeper(move || command.spawn()).expect("setpriv (package util-linux) is to start");
-        Proxy { world, child, is_ipvs: false }
+        Proxy { world, child, mode: Mode::Iptables }
     }
 
     /// Changes the objects and waits until the change is in the kernel.
@@ -257,8 +275,17 @@ impl<'w> Proxy<'w> {
     /// Waits until the rules for a marker Service are there and nothing changes any more.
     #[track_caller]
     pub fn settled(&self, marker: &Service) {
-        if self.is_ipvs {
-            return self.settled_in_table(marker);
+        match self.mode {
+            Mode::Iptables => {}
+            Mode::Ipvs { .. } => {
+                let shown = shown_in_table(SocketAddr::new(marker.cluster_ip, marker.port));
+                let table = || self.world.node.proc_net("ip_vs");
+                return self.settled_in_table(&shown, table);
+            }
+            Mode::Nftables => {
+                let shown = format!("comment \"{}\"", marker.port(Proto::Tcp));
+                return self.settled_in_table(&shown, || table(self.world, self.world.family()));
+            }
         }
         let family = self.world.family();
         let text = format!("\"{} cluster IP\"", marker.port(Proto::Tcp));
@@ -269,24 +296,26 @@ impl<'w> Proxy<'w> {
         quiet(self.world);
     }
 
-    /// The same for a marker's virtual server, which is there before all rules are.
+    /// The same for what is shown of a marker where it is there before all the rest is.
     #[track_caller]
-    fn settled_in_table(&self, marker: &Service) {
-        let shown = shown_in_table(SocketAddr::new(marker.cluster_ip, marker.port));
+    fn settled_in_table(&self, shown: &str, table: impl Fn() -> String) {
         let synced = format!("\"synced\" family=\"{}\"", self.world.family().name());
         let syncs = || fs::read_to_string(self.world.log_path()).unwrap().matches(&synced).count();
         let mut before = syncs();
-        eventually(LONG, &format!("there is a virtual server {shown}"), || {
+        eventually(LONG, &format!("there is {shown}"), || {
             assert!(self.running(), "ferrule ended, see its log");
             let now = syncs();
-            let is_there = self.world.node.proc_net("ip_vs").contains(&shown);
+            let is_there = table().contains(shown);
             if !is_there {
                 before = now;
             }
             is_there.then_some(())
         });
         eventually(LONG, "the sync is done that made it", || (syncs() > before).then_some(()));
-        quiet(self.world);
+        match self.mode {
+            Mode::Nftables => quiet_in(|| Family::BOTH.map(|family| without_clocks(&self::table(self.world, family)))),
+            _ => quiet(self.world),
+        }
     }
 
     /// Whether it still runs.
@@ -376,10 +405,34 @@ pub fn write_same_marker(world: &World, objects: &Objects) -> Service {
     marker
 }
 
+/// The table of nftables mode as `nft` lists it; empty if it is not there.
+pub fn table(world: &World, family: Family) -> String {
+    let ip = match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    };
+    let listed = world.node.run(|| Command::new("nft").args(["list", "table", ip, "kube-proxy"]).output().unwrap());
+    let complaint = String::from_utf8_lossy(&listed.stderr);
+    assert!(listed.status.success() || complaint.contains("No such file or directory"), "{complaint}");
+    String::from_utf8(listed.stdout).unwrap()
+}
+
+/// A listing without how long clients are still remembered.
+fn without_clocks(table: &str) -> String {
+    let is_clock = |before: &str| matches!(before, "expires" | "timeout");
+    let words: Vec<&str> = table.split_whitespace().collect();
+    let kept = words.iter().enumerate().filter(|(i, _)| i.checked_sub(1).is_none_or(|before| !is_clock(words[before])));
+    kept.map(|(_, word)| *word).collect::<Vec<_>>().join(" ")
+}
+
 /// Waits until the rules have not changed for a while.
 pub fn quiet(world: &World) {
+    quiet_in(|| Family::BOTH.map(|family| Rules::read(world, family)));
+}
+
+/// Waits until what is read has not changed for a while.
+fn quiet_in<T: PartialEq>(read: impl Fn() -> T) {
     const WHILE: Duration = Duration::from_millis(250);
-    let read = || Family::BOTH.map(|family| Rules::read(world, family));
     let (mut last, mut since) = (read(), Instant::now());
     eventually(LONG, "the rules stop changing", || {
         let now = read();

@@ -118,7 +118,7 @@ fn the_recorded_rules_of_a_kube_proxy_are_taken_over(case: Case) {
     let golden = recordings();
     let case_dir = golden.join(match case.variant {
         Variant::Legacy => "legacy-base",
-        Variant::Nft => "nft-base",
+        Variant::Nft | Variant::Unused => "nft-base",
     });
     // In the recordings: `dual`, by its cluster IP, and `dual-lb`, by its node port, each with two
     // endpoints, which no step changes.

@@ -16,6 +16,8 @@ pub enum Variant {
     Legacy,
     /// Those that write nftables.
     Nft,
+    /// The same, while the proxy does not use them: it is in nftables mode.
+    Unused,
 }
 
 /// The programs of a node.
@@ -33,7 +35,7 @@ impl Variant {
     fn binary(self) -> PathBuf {
         let name = match self {
             Variant::Legacy => "xtables-legacy-multi",
-            Variant::Nft => "xtables-nft-multi",
+            Variant::Nft | Variant::Unused => "xtables-nft-multi",
         };
         ["/usr/sbin", "/sbin", "/usr/local/sbin"]
             .iter()
@@ -61,6 +63,11 @@ impl Tools {
             }
         }
         tools
+    }
+
+    /// Whether the proxy programs nftables by itself.
+    pub fn are_unused(&self) -> bool {
+        self.variant == Variant::Unused
     }
 
     /// The `PATH` with these programs first.

@@ -8,6 +8,7 @@ use ferrule::backend::ipvs::render::Whole;
 use ferrule::command::fake::{FakeKernel, Tables, Variant};
 use ferrule::command::{Command, Run};
 use ferrule::net::IpFamily;
+use ferrule::plan::build::Balancing;
 use ferrule::plan::{Backend, Plan};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -32,7 +33,7 @@ fn style() -> Style {
 
 fn plan(input: &Input, family: IpFamily) -> Plan {
     let mut input = input.clone();
-    input.settings.virtual_servers = true;
+    input.settings.balancing = Balancing::VirtualServers;
     equivalence::plan(&input, family)
 }
 

@@ -16,7 +16,7 @@ use ferrule::model::{
     Conditions, Endpoint, EndpointSlice, Hints, Node, Service, ServiceName, ServicePort, ServicePortName, SlicePort,
 };
 use ferrule::net::{IpFamily, Protocol};
-use ferrule::plan::build::{DetectLocal, NodePortSetting, Settings};
+use ferrule::plan::build::{Balancing, DetectLocal, NodePortSetting, Settings};
 use ferrule::plan::{Backend, Listen, Plan};
 use ipnet::IpNet;
 use proptest::prelude::*;
@@ -142,7 +142,7 @@ pub(crate) fn settings() -> impl Strategy<Value = Settings> {
                 node_port_addresses,
                 detect_local,
                 external_ips,
-                virtual_servers: false,
+                balancing: Balancing::Rules,
             }
         },
     )

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ferrule::model::{Conditions, Endpoint, EndpointSlice, Hints, Node, Service, ServiceName, ServicePort, SlicePort};
 use ferrule::net::{IpFamily, Protocol};
-use ferrule::plan::build::{DetectLocal, NodePortSetting, Settings, node_plan};
+use ferrule::plan::build::{Balancing, DetectLocal, NodePortSetting, Settings, node_plan};
 use ferrule::plan::{Backend, Plan};
 
 use crate::tracer::{Packet, Verdict, World};
@@ -63,7 +63,7 @@ fn settings() -> Settings {
         node_port_addresses: NodePortSetting::Cidrs(Vec::new()),
         detect_local: DetectLocal::ClusterCidr(vec!["10.128.0.0/9".parse().unwrap()]),
         external_ips: true,
-        virtual_servers: false,
+        balancing: Balancing::Rules,
     }
 }
 

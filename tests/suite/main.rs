@@ -16,9 +16,13 @@ mod clusters;
 mod config;
 mod decisions;
 mod deploy;
+mod elements;
 mod equivalence;
 mod incremental;
 mod manifests;
+mod mapped;
+#[path = "../tracer/maps.rs"]
+mod maps;
 mod oracle;
 mod pipeline;
 mod recorded_answers;

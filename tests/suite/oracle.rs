@@ -16,7 +16,7 @@ use std::net::IpAddr;
 use ferrule::model::ServicePortName;
 use ferrule::net::{Protocol, host_net};
 use ferrule::plan::{
-    Action, Backend, Frontend, Listen, NodePlan, NodePortAddresses, Plan, PodTraffic, ServicePlan, Source,
+    Action, Backend, Frontend, Listen, NodePlan, NodePortAddresses, Plan, PodTraffic, PoolKind, ServicePlan, Source,
 };
 
 use crate::tracer::{Packet, Verdict, World};
@@ -45,7 +45,7 @@ pub(crate) fn judge(plan: &Plan, world: &World, packet: &Packet, remembered: &Re
         }
     };
 
-    let Some((service, frontend)) = find(plan, world, packet) else {
+    let Some((_, service, frontend)) = find(plan, world, packet) else {
         return match refused_node_port(plan, world, packet) {
             Some((listen, verdict)) => refusal(listen, verdict),
             None => unserved(),
@@ -56,14 +56,7 @@ pub(crate) fn judge(plan: &Plan, world: &World, packet: &Packet, remembered: &Re
     {
         return Verdicts::always(Verdict::Dropped);
     }
-    let from = |source: Source| match source {
-        Source::Pod => is_pod(&plan.node, packet),
-        Source::Node => world.is_local(packet.source),
-        Source::Any => true,
-    };
-    let (_, action) =
-        frontend.routes.iter().find(|(source, _)| from(*source)).expect("the last route takes any source");
-    match *action {
+    match action(plan, world, packet, frontend) {
         Action::Reject => refusal(frontend.listen, Verdict::Rejected),
         Action::Drop => refusal(frontend.listen, Verdict::Dropped),
         Action::Balance { pool, masquerade } => {
@@ -84,7 +77,7 @@ pub(crate) fn judge(plan: &Plan, world: &World, packet: &Packet, remembered: &Re
 /// Other than where rules balance: loopback sources are never masqueraded, and whether what is sent to a cluster IP is,
 /// without a way to tell pods, depends on whether its sender has that very address.
 pub(crate) fn judge_balanced(plan: &Plan, world: &World, links: &[IpAddr], packet: &Packet) -> Verdicts {
-    let Some((service, frontend)) = find(plan, world, packet) else {
+    let Some((_, service, frontend)) = find(plan, world, packet) else {
         let is_virtual = links.contains(&packet.destination) && !health_checked(plan, packet);
         return Verdicts::always(match is_virtual && comes_in(world, packet) {
             true => Verdict::Rejected,
@@ -114,10 +107,9 @@ pub(crate) fn judge_balanced(plan: &Plan, world: &World, links: &[IpAddr], packe
             return Verdicts::always(Verdict::Dropped);
         }
     }
-    let node = plan.node.virtual_servers.as_ref().expect("virtual servers balance");
     let masquerade = match frontend.listen {
         _ if packet.source.is_loopback() => false,
-        Listen::ClusterIp(..) if node.masquerade_all => true,
+        Listen::ClusterIp(..) if plan.node.masquerade_all => true,
         Listen::ClusterIp(ip, _) => match &plan.node.pod_traffic {
             Some(_) => !is_pod(&plan.node, packet),
             None => packet.source == ip,
@@ -134,6 +126,102 @@ pub(crate) fn judge_balanced(plan: &Plan, world: &World, links: &[IpAddr], packe
         verdicts.add(verdict, 1.0 / pool.len() as f64);
     }
     verdicts
+}
+
+/// What becomes of a packet where maps balance. `client` is the endpoint that its sender is remembered to have got from
+/// the pool that this packet comes to, if that pool still has it.
+///
+/// Other than where rules balance:
+///
+/// - Who may use an address is asked of every packet, before anything else.
+/// - A refusal is heard by all who send there, also by processes of this node; but of node ports only by those who ask for
+///   one that is served, or would be.
+/// - A port of a cluster IP that no Service has is refused, unless packets from outside come to it on this node: no node
+///   has such an address, or it is its own business.
+/// - What is sent to a cluster IP is masqueraded as such, also if it finds a node port there.
+/// - A packet that comes back to where it came from is known by the endpoints of this node, of whatever Service.
+/// - A client stays with its endpoint of a pool, by whichever of the Service port's frontends its packets come to that pool.
+/// - Node ports of loopback addresses are asked for by themselves, whatever other addresses serve node ports.
+pub(crate) fn judge_mapped(plan: &Plan, world: &World, packet: &Packet, client: Option<Backend>) -> Verdicts {
+    let found = find_mapped(plan, world, packet);
+    if found.is_some_and(|(_, service, _)| is_stranger(service, packet)) {
+        return Verdicts::always(Verdict::Dropped);
+    }
+    let destination = packet.destination;
+    let is_cluster_ip = plan.services().values().any(|service| {
+        let is_it = |listen| matches!(listen, Listen::ClusterIp(ip, _) if ip == destination);
+        service.frontends.iter().any(|frontend| is_it(frontend.listen))
+    });
+    let is_unknown_port = is_cluster_ip && !(packet.interface.is_some() && world.is_local(destination));
+    let is_guarded = plan.node.localhost_node_ports && destination.is_loopback() && !packet.source.is_loopback();
+    let unless_stopped = |verdict| match verdict {
+        _ if is_unknown_port => Verdict::Rejected,
+        _ if is_guarded => Verdict::Dropped,
+        verdict => verdict,
+    };
+    let Some((_, service, frontend)) = found else {
+        return Verdicts::always(unless_stopped(Verdict::Untouched { masqueraded: false }));
+    };
+    let refusal = |verdict| {
+        // Node ports are looked at last.
+        let is_last = matches!(frontend.listen, Listen::NodePort(_));
+        Verdicts::always(if is_last { unless_stopped(verdict) } else { verdict })
+    };
+    let (pool, masquerade) = match action(plan, world, packet, frontend) {
+        Action::Balance { pool, masquerade } => (service.pool(pool), masquerade),
+        Action::Drop => return refusal(Verdict::Dropped),
+        Action::Reject => return refusal(Verdict::Rejected),
+    };
+    let pool = client.map_or(pool, |client| vec![client]);
+    let node = &plan.node;
+    let masquerade =
+        masquerade || is_cluster_ip && (node.masquerade_all || node.pod_traffic.is_some() && !is_pod(node, packet));
+    let mut verdicts = Verdicts::default();
+    for backend in &pool {
+        let goes_out = packet.interface.is_none() || !world.is_local(backend.ip);
+        let hairpin = backend.ip == packet.source && is_here(plan, packet.protocol, *backend);
+        let verdict = Verdict::Delivered {
+            backend: *backend,
+            masqueraded: goes_out && (masquerade || hairpin),
+            remembers: service.affinity_seconds.is_some(),
+        };
+        verdicts.add(verdict, 1.0 / pool.len() as f64);
+    }
+    verdicts
+}
+
+/// The pool that a packet comes to where maps balance, and whose it is.
+pub(crate) fn pool<'a>(
+    plan: &'a Plan,
+    world: &World,
+    packet: &Packet,
+) -> Option<(&'a ServicePortName, &'a ServicePlan, PoolKind)> {
+    let (name, service, frontend) = find_mapped(plan, world, packet)?;
+    match action(plan, world, packet, frontend) {
+        Action::Balance { pool, .. } => Some((name, service, pool)),
+        Action::Reject | Action::Drop => None,
+    }
+}
+
+/// Whether the address a packet is sent to is not for its source. (The same address may be an external IP as well, which
+/// alone restricts nobody.)
+fn is_stranger(service: &ServicePlan, packet: &Packet) -> bool {
+    let at = Listen::LoadBalancerIp(packet.destination, packet.port);
+    let restricted = service.frontends.iter().find(|frontend| frontend.listen == at);
+    let allowed = restricted.and_then(|frontend| frontend.allow_from.as_ref());
+    allowed.is_some_and(|allowed| !allowed.iter().any(|net| net.contains(&packet.source)))
+}
+
+/// What a frontend does with a packet.
+fn action(plan: &Plan, world: &World, packet: &Packet, frontend: &Frontend) -> Action {
+    let from = |source: Source| match source {
+        Source::Pod => is_pod(&plan.node, packet),
+        Source::Node => world.is_local(packet.source),
+        Source::Any => true,
+    };
+    let mut routes = frontend.routes.iter();
+    let (_, action) = routes.find(|(source, _)| from(*source)).expect("the last route takes any source");
+    *action
 }
 
 /// Whether an endpoint of this node sends to itself.
@@ -179,8 +267,22 @@ fn health_checked(plan: &Plan, packet: &Packet) -> bool {
     })
 }
 
-/// The frontend that takes a packet. Addresses of Services go before node ports.
-fn find<'a>(plan: &'a Plan, world: &World, packet: &Packet) -> Option<(&'a ServicePlan, &'a Frontend)> {
+/// A frontend, and the Service port that has it.
+type Found<'a> = (&'a ServicePortName, &'a ServicePlan, &'a Frontend);
+
+/// The frontend that takes a packet.
+fn find<'a>(plan: &'a Plan, world: &World, packet: &Packet) -> Option<Found<'a>> {
+    find_where(plan, packet, serves_node_ports(&plan.node, world, packet))
+}
+
+/// The same where maps balance.
+fn find_mapped<'a>(plan: &'a Plan, world: &World, packet: &Packet) -> Option<Found<'a>> {
+    let by_loopback = plan.node.localhost_node_ports && packet.destination.is_loopback();
+    find_where(plan, packet, by_loopback || serves_node_ports(&plan.node, world, packet))
+}
+
+/// Addresses of Services go before node ports, if the packet's destination serves these.
+fn find_where<'a>(plan: &'a Plan, packet: &Packet, serves_node_ports: bool) -> Option<Found<'a>> {
     let to = (packet.destination, packet.port);
     let is_address = |listen: Listen| match listen {
         Listen::ClusterIp(ip, port) | Listen::ExternalIp(ip, port) | Listen::LoadBalancerIp(ip, port) => {
@@ -188,15 +290,15 @@ fn find<'a>(plan: &'a Plan, world: &World, packet: &Packet) -> Option<(&'a Servi
         }
         Listen::NodePort(_) => false,
     };
-    let is_node_port = |listen| listen == Listen::NodePort(packet.port) && serves_node_ports(&plan.node, world, packet);
+    let is_node_port = |listen| serves_node_ports && listen == Listen::NodePort(packet.port);
     let of_protocol = |(name, _): &(&ServicePortName, _)| name.protocol == packet.protocol;
     let frontends = || {
         let services = plan.services().iter().filter(of_protocol);
-        services.flat_map(|(_, service)| service.frontends.iter().map(move |frontend| (&**service, frontend)))
+        services.flat_map(|(name, service)| service.frontends.iter().map(move |frontend| (name, &**service, frontend)))
     };
     frontends()
-        .find(|(_, frontend)| is_address(frontend.listen))
-        .or_else(|| frontends().find(|(_, frontend)| is_node_port(frontend.listen)))
+        .find(|(.., frontend)| is_address(frontend.listen))
+        .or_else(|| frontends().find(|(.., frontend)| is_node_port(frontend.listen)))
 }
 
 fn serves_node_ports(node: &NodePlan, world: &World, packet: &Packet) -> bool {

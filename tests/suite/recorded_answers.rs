@@ -11,7 +11,7 @@ use ferrule::fixtures::node;
 use ferrule::health::{self, Health};
 use ferrule::http::{self, Request, Respond};
 use ferrule::net::IpFamily;
-use ferrule::plan::build::{DetectLocal, NodePortSetting, Settings};
+use ferrule::plan::build::{Balancing, DetectLocal, NodePortSetting, Settings};
 use ferrule::sync::notice::{Notice, Observer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -109,7 +109,7 @@ async fn load_balancers_are_answered_as_by_kube_proxy() {
         node_port_addresses: NodePortSetting::Cidrs(Vec::new()),
         detect_local: DetectLocal::ClusterCidr(Vec::new()),
         external_ips: true,
-        virtual_servers: false,
+        balancing: Balancing::Rules,
     };
     let plan = pipeline::plan(&objects.cluster(), &settings, IpFamily::V4);
     let answers = health::answers(&plan);

@@ -6,7 +6,7 @@ use ferrule::backend::iptables::compile::{Layout, Shared};
 use ferrule::backend::iptables::names;
 use ferrule::backend::iptables::ruleset::{Rule, Table};
 use ferrule::net::{IpFamily, parse_cidr, parse_ip};
-use ferrule::plan::build::{DetectLocal, NodePortSetting, Settings};
+use ferrule::plan::build::{Balancing, DetectLocal, NodePortSetting, Settings};
 use serde_json::Value;
 
 use crate::pipeline::{self, Chains};
@@ -126,7 +126,7 @@ impl Config {
             node_port_addresses,
             detect_local,
             external_ips: true,
-            virtual_servers: false,
+            balancing: Balancing::Rules,
         };
         let bit = file.pointer("/iptables/masqueradeBit").map_or(14, |bit| bit.as_u64().unwrap());
         Config { settings, mark: 1 << bit }

@@ -152,3 +152,158 @@ fn a_rule_that_cannot_be_read_is_an_error_where_a_packet_comes_to_it() {
     let icmp = "*filter\n-A INPUT -p icmp -m icmp --icmp-type 8 -j DROP\nCOMMIT\n";
     assert_eq!(ways(icmp, &udp, &Seen::new()).unwrap(), untouched(" "));
 }
+
+/// The same of nftables chains.
+mod maps {
+    use ferrule::backend::nftables::compile::Base;
+    use ferrule::backend::nftables::ruleset::{
+        Action, BY_ADDRESS, Chain, Element, Frontend, Hook, Key, Label, Match, Of, Rule, Set, Site, Value, Way,
+    };
+    use ferrule::net::Protocol;
+    use ferrule::plan::Backend;
+
+    use super::{AFAR, NODE, OTHER, packet};
+    use crate::maps::Table;
+    use crate::tracer::{Packet, World};
+
+    fn chain(name: &str, hook: Option<(&'static str, &'static str, i16)>, rules: Vec<Rule>) -> Chain {
+        let hook = hook.map(|(kind, hook, priority)| Hook { kind, hook, priority });
+        Chain { name: name.to_owned(), hook, rules }
+    }
+
+    #[track_caller]
+    fn check(chains: Vec<Chain>, elements: &[Element], packet: &Packet, expected: &[&str]) {
+        let sets = vec![
+            Set::ClusterIps,
+            Set::Endpoints(Site::Address, Way::Usual),
+            Set::Labels(Site::Address, Way::Usual),
+            Set::Labels(Site::Address, Way::Inside),
+            Set::Kept(10),
+            Set::Clients,
+        ];
+        let base = Base { sets, chains, ..Base::default() };
+        let world = World { addresses: vec![NODE.parse().unwrap()] };
+        let ways = Table::new(&base, elements.iter().copied()).ways(&world, packet);
+        let ways: Vec<String> = ways.iter().map(|way| format!("{} {:?}", way.chance, way.verdict)).collect();
+        assert_eq!(ways, expected);
+    }
+
+    #[test]
+    fn every_hook_has_its_turn() {
+        // Dropped where it comes to this hook, and untouched where it does not.
+        let passes = |kind, hook, priority, packet: &Packet| {
+            let chains = vec![chain("here", Some((kind, hook, priority)), vec![Rule::new(Action::Drop)])];
+            let base = Base { chains, ..Base::default() };
+            let world = World { addresses: vec![NODE.parse().unwrap()] };
+            let ways = Table::new(&base, []).ways(&world, packet);
+            format!("{:?}", ways[0].verdict) == "Dropped"
+        };
+        let hooks = ["prerouting", "input", "forward", "output", "postrouting"];
+        let cases = [
+            (packet("eth0", OTHER, NODE), &["prerouting", "input"][..]),
+            (packet("eth0", OTHER, AFAR), &["prerouting", "forward", "postrouting"]),
+            (packet("", NODE, AFAR), &["output", "postrouting"]),
+            // What the node sends to itself comes in as well, and is not translated again.
+            (packet("", NODE, NODE), &["prerouting", "input", "output", "postrouting"]),
+        ];
+        for (packet, expected) in cases {
+            let at = |kind| hooks.into_iter().filter(|hook| passes(kind, hook, 0, &packet)).collect::<Vec<_>>();
+            assert_eq!(at("filter"), expected, "{packet:?}");
+            let returns = packet.interface.is_none();
+            let nat: Vec<&str> =
+                expected.iter().copied().filter(|hook| !returns || !["prerouting", "input"].contains(hook)).collect();
+            assert_eq!(at("nat"), nat, "{packet:?}");
+        }
+    }
+
+    #[test]
+    fn a_chain_gone_to_does_not_come_back_and_one_jumped_to_does() {
+        let first = |action| vec![Rule::new(action), Rule::new(Action::Drop)];
+        let goto = |name: &str| Action::Goto(name.to_owned());
+        let jump = |name: &str| Action::Jump(name.to_owned());
+        let hook = Some(("filter", "input", 0));
+        let request = packet("eth0", OTHER, NODE);
+        let both = |action| vec![chain("empty", None, Vec::new()), chain("in", hook, first(action))];
+        check(both(jump("empty")), &[], &request, &["1 Dropped"]);
+        check(both(goto("empty")), &[], &request, &["1 Untouched { masqueraded: false }"]);
+        // It ends where the last jump was.
+        let chains = vec![
+            chain("empty", None, Vec::new()),
+            chain("between", None, first(goto("empty"))),
+            chain("in", hook, vec![Rule::new(jump("between")), Rule::new(Action::Reject)]),
+        ];
+        check(chains, &[], &request, &["1 Rejected"]);
+    }
+
+    #[test]
+    fn chains_come_by_priority_and_translation_ends_but_its_own() {
+        let map = Set::Endpoints(Site::Address, Way::Usual);
+        let at = Frontend::Address(AFAR.parse().unwrap(), Protocol::Tcp, 80);
+        let element = |number, last| {
+            let endpoint = Backend { ip: [10, 0, 0, last].into(), port: 8080 };
+            Element { set: map, key: Key::Slot(at, number), value: Some(Value::Endpoint(endpoint)) }
+        };
+        let draw = || Rule::new(Action::Translate { key: BY_ADDRESS, below: Some(4), map });
+        let chains = vec![
+            chain("late", Some(("filter", "forward", 1)), vec![Rule::new(Action::Reject)]),
+            chain("early", Some(("filter", "forward", 0)), vec![Rule::new(Action::Drop).when(Match::Translated)]),
+            chain("nat", Some(("nat", "prerouting", -100)), vec![draw(), draw()]),
+        ];
+        let request = packet("eth0", OTHER, AFAR);
+        // Of four numbers one is there, the second time as well.
+        check(chains.clone(), &[element(1, 1)], &request, &["0.4375 Dropped", "0.5625 Rejected"]);
+        // Numbers that are not below four are never drawn.
+        check(chains.clone(), &[element(4, 1)], &request, &["1 Rejected"]);
+        let delivered = |last: u8, chance: &str| {
+            format!(
+                "{chance} Delivered {{ backend: Backend {{ ip: 10.0.0.{last}, port: 8080 }}, masqueraded: false, \
+                 remembers: false }}"
+            )
+        };
+        // Both numbers, each time.
+        let ends = [delivered(1, "0.375"), delivered(2, "0.375"), "0.25 Untouched { masqueraded: false }".to_owned()];
+        check(chains[2..].to_vec(), &[element(0, 1), element(3, 2)], &request, &ends.each_ref().map(String::as_str));
+    }
+    #[test]
+    fn a_label_is_what_clients_are_known_by() {
+        let at = Frontend::Address(AFAR.parse().unwrap(), Protocol::Tcp, 80);
+        let label = |number| Value::Label(Label(number));
+        let endpoint = Backend { ip: [10, 0, 0, 1].into(), port: 8080 };
+        let labels = |way, value| Element {
+            set: Set::Labels(Site::Address, way),
+            key: Key::Frontend(at),
+            value: Some(label(value)),
+        };
+        let client = |number| Element {
+            set: Set::Clients,
+            key: Key::Client(Label(number), OTHER.parse().unwrap()),
+            value: Some(Value::Endpoint(endpoint)),
+        };
+        let kept = |number| Element { set: Set::Kept(10), key: Key::Label(Label(number)), value: None };
+        let name = |way| Rule::new(Action::Label(BY_ADDRESS, Set::Labels(Site::Address, way)));
+        let go = Rule::new(Action::Translate { key: &[Of::Label, Of::Source], below: None, map: Set::Clients });
+        let remember = Rule::new(Action::Remember(10)).when_in(&[Of::Label], Set::Kept(10));
+        let chains = vec![
+            chain("nat", Some(("nat", "prerouting", -100)), vec![name(Way::Usual), name(Way::Inside), go]),
+            chain("remember", Some(("filter", "forward", 0)), vec![remember]),
+        ];
+        let request = packet("eth0", OTHER, AFAR);
+        let delivered = |remembers: bool| {
+            format!(
+                "1 Delivered {{ backend: Backend {{ ip: 10.0.0.1, port: 8080 }}, masqueraded: false, \
+                 remembers: {remembers} }}"
+            )
+        };
+        let untouched = "1 Untouched { masqueraded: false }";
+        let usual = labels(Way::Usual, 1);
+        check(chains.clone(), &[usual, client(1)], &request, &[&delivered(false)]);
+        check(chains.clone(), &[usual, client(1), kept(1)], &request, &[&delivered(true)]);
+        check(chains.clone(), &[usual, client(1), kept(2)], &request, &[&delivered(false)]);
+        check(chains.clone(), &[usual, client(2), kept(2)], &request, &[untouched]);
+        // The last one that is found counts, and one that is not takes none away.
+        check(chains.clone(), &[usual, labels(Way::Inside, 2), client(2), kept(2)], &request, &[&delivered(true)]);
+        check(chains.clone(), &[usual, labels(Way::Inside, 2), client(1)], &request, &[untouched]);
+        // Without a label it is zero.
+        check(chains, &[client(0), kept(0)], &request, &[&delivered(true)]);
+    }
+}

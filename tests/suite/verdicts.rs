@@ -6,6 +6,7 @@ use std::fmt;
 use ferrule::command::fake::Tables;
 use ferrule::plan::Backend;
 
+use crate::maps::Way;
 use crate::tracer::{self, Packet, Seen, Verdict, VirtualServers, World};
 
 /// What may become of a packet, each with its chance.
@@ -35,6 +36,15 @@ pub(crate) fn trace_with(tables: &Tables, balancer: &VirtualServers, world: &Wor
     verdicts
 }
 
+/// Where these ways end.
+pub(crate) fn of_ways(ways: &[Way]) -> Verdicts {
+    let mut verdicts = Verdicts::default();
+    for way in ways {
+        verdicts.add(way.verdict, way.chance);
+    }
+    verdicts
+}
+
 // === impl Verdicts ===
 
 impl Verdicts {
@@ -49,6 +59,12 @@ impl Verdicts {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Verdict, f64)> {
         self.0.iter().map(|(verdict, chance)| (*verdict, *chance))
+    }
+
+    /// Whether both are the same, and their chances by so much of them.
+    pub(crate) fn is_within(&self, tolerance: f64, other: &Verdicts) -> bool {
+        let near = |(a, b): (&f64, &f64)| (a - b).abs() < tolerance * b;
+        self.0.keys().eq(other.0.keys()) && self.0.values().zip(other.0.values()).all(near)
     }
 
     /// Whether the packet reaches an endpoint, whichever.

@@ -10,6 +10,7 @@ use ferrule::backend::ipvs::netlink::{Address, RealServer, VirtualServer};
 use ferrule::backend::ipvs::ruleset::{Entry, Set};
 use ferrule::model::ServicePortName;
 use ferrule::net::IpFamily;
+use ferrule::plan::build::Balancing;
 use ferrule::plan::{Plan, ServicePlan};
 use proptest::prelude::*;
 
@@ -81,7 +82,7 @@ fn style() -> Style {
 
 fn plan(input: &Input, family: IpFamily) -> Plan {
     let mut input = input.clone();
-    input.settings.virtual_servers = true;
+    input.settings.balancing = Balancing::VirtualServers;
     equivalence::plan(&input, family)
 }
 

@@ -7,7 +7,7 @@ use super::{File, assert_complaints, assert_none, repository};
 const CORE: [&str; 7] = ["net", "model", "cluster", "topology", "plan", "conntrack", "sync/pacer"];
 
 /// The files of a backend that do not either.
-const PURE_IN_BACKENDS: [&str; 19] = [
+const PURE_IN_BACKENDS: [&str; 22] = [
     "applied",
     "batch",
     "round",
@@ -27,6 +27,9 @@ const PURE_IN_BACKENDS: [&str; 19] = [
     "nft/decode",
     "nft/extensions",
     "netlink/message",
+    "kernel/message",
+    "queue",
+    "importance",
 ];
 
 /// What the core does without.

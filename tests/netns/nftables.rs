@@ -1,0 +1,389 @@
+//! What is nftables mode's own. (The tests that are for every mode are beside those of iptables mode.)
+
+use std::fs;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::objects::{Endpoint, Objects, SERVICE_PORT, Service};
+use crate::proxy::{Config, LONG, Mode, Proxy, table};
+use crate::rules::Rules;
+use crate::tools::Variant;
+use crate::traffic::{Call, Outcome, Prober, Probers, Proto, Stream};
+use crate::world::{Case, Fabric, Family, World, eventually};
+
+/// Makes two tests out of each function: for both families.
+macro_rules! families {
+    ($($name:ident),* $(,)?) => {
+        $(mod $name {
+            use crate::tools::Variant;
+            use crate::world::{Case, Family};
+
+            #[test]
+            fn ipv4() {
+                super::$name(Case { variant: Variant::Unused, family: Family::V4 });
+            }
+
+            #[test]
+            fn ipv6() {
+                super::$name(Case { variant: Variant::Unused, family: Family::V6 });
+            }
+        })*
+    };
+}
+
+families!(
+    a_flush_is_repaired_at_once,
+    a_restart_writes_no_element,
+    modes_take_over_from_one_another,
+    a_kube_proxys_table_is_taken_over,
+    tables_that_nft_cannot_list_are_no_obstacle,
+    what_the_kernel_refuses_stays_with_its_service,
+    loopback_addresses_serve_node_ports_if_asked,
+    many_changes_end_in_the_same_state,
+);
+
+fn ip(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    }
+}
+
+fn log(world: &World) -> String {
+    fs::read_to_string(world.log_path()).unwrap()
+}
+
+fn cluster(service: &Service) -> Call {
+    Call::new(Proto::Tcp, SocketAddr::new(service.cluster_ip, SERVICE_PORT))
+}
+
+fn node_port(service: &Service) -> Call {
+    Call::new(Proto::Tcp, SocketAddr::new(service.family.node(), service.node_port.unwrap()))
+}
+
+/// What others remove comes back as soon as they have removed it, and what ferrule itself changes is not taken for that.
+fn a_flush_is_repaired_at_once(case: Case) {
+    let world = case.world(Fabric::Bridge, 2, 1);
+    let family = world.family();
+    let services: Vec<Service> = (1..=40).map(|n| Service::new(&world, &format!("s{n}"), n, &["a0", "b0"])).collect();
+    let mut objects = Objects::new(services.clone());
+    let proxy = Proxy::start(&world, &Config::default(), &objects);
+    for n in 0..5 {
+        objects.services[n].endpoints.truncate(1);
+        proxy.apply(&objects);
+    }
+    assert!(!log(&world).contains("removed by another program"), "{}", log(&world));
+
+    let whole = table(&world, family);
+    let removals: [&[&str]; 5] = [
+        &["flush", "ruleset"],
+        &["delete", "table", ip(family), "kube-proxy"],
+        &["flush", "chain", ip(family), "kube-proxy", "services"],
+        &["flush", "map", ip(family), "kube-proxy", "endpoints"],
+        &["flush", "set", ip(family), "kube-proxy", "cluster-ips"],
+    ];
+    for removal in removals {
+        // Where the chains at hooks go, the kernel translates nothing meanwhile, and what comes then is reset.
+        let stream = (removal[0] == "flush" && removal[1] != "ruleset")
+            .then(|| Stream::open(&world.client, cluster(&services[20])));
+        world.node.exec("nft", removal, "");
+        let removed = Instant::now();
+        let call = Call { patience: Duration::from_millis(20), ..cluster(&services[20]) };
+        eventually(LONG, &format!("connections work after {removal:?}"), || {
+            call.make_in(&world.client).endpoint().is_some().then_some(())
+        });
+        eprintln!("{removal:?}: {:?} until the first connection", removed.elapsed());
+        assert!(removed.elapsed() < Duration::from_secs(5), "not only when the sync period was over");
+        eventually(LONG, "all is as it was", || (table(&world, family) == whole).then_some(()));
+        stream.into_iter().for_each(Stream::finish);
+    }
+    let repairs = log(&world).matches("removed by another program").count();
+    // A flush of everything is heard of in both families.
+    assert!((5..=6).contains(&repairs), "{repairs} repairs\n{}", log(&world));
+}
+
+/// Elements that are right stay, and so do clients that are remembered.
+fn a_restart_writes_no_element(case: Case) {
+    let world = case.world(Fabric::Bridge, 3, 1);
+    let sticky = Service { affinity: Some(600), ..Service::new(&world, "sticky", 2, &["a0", "a1", "b0"]).outside(2) };
+    let service = Service::new(&world, "web", 1, &["a0", "b0"]).outside(1);
+    let mut objects = Objects::new([service.clone(), sticky.clone()]);
+    let proxy = Proxy::start(&world, &Config::default(), &objects);
+    let home = cluster(&sticky).make_in(&world.client).endpoint().unwrap().to_owned();
+    let streams =
+        [Stream::open(&world.pod("a1").netns, cluster(&service)), Stream::open(&world.client, node_port(&service))];
+    let probers = Probers::start(&world, &service, "a2");
+    proxy.crash();
+    for _ in 0..3 {
+        let before = log(&world).len();
+        let proxy = Proxy::launch(&world, &Config::default());
+        eventually(LONG, "all rules are in the kernel", || {
+            log(&world)[before..]
+                .contains(&format!("\"all rules are in the kernel\" family=\"{}\"", world.family().name()))
+                .then_some(())
+        });
+        let said = log(&world)[before..].to_owned();
+        let line =
+            said.lines().find(|line| line.contains("all rules") && line.contains(world.family().name())).unwrap();
+        assert!(line.contains("written=0"), "{line}");
+        probers.go_on(10);
+        streams.iter().for_each(|stream| stream.works("after a restart"));
+        assert_eq!(cluster(&sticky).make_in(&world.client).endpoint(), Some(home.as_str()));
+        proxy.crash();
+    }
+    // What has changed meanwhile is caught up with: the client's endpoint is gone.
+    objects.service("sticky").endpoints.retain(|endpoint| endpoint.ip != world.pod(&home).ip(world.family()));
+    objects.services.retain(|service| service.name != "gone");
+    let _proxy = Proxy::start(&world, &Config::default(), &objects);
+    for _ in 0..10 {
+        let outcome = cluster(&sticky).make_in(&world.client);
+        assert!(outcome.endpoint().is_some_and(|endpoint| endpoint != home), "{outcome}");
+    }
+    probers.finish_unharmed();
+    streams.into_iter().for_each(Stream::finish);
+}
+
+/// From iptables mode and back: nothing is left of the other one, connections go on, and none fails.
+fn modes_take_over_from_one_another(case: Case) {
+    for variant in [Variant::Legacy, Variant::Nft] {
+        let world = Case { variant, ..case }.world(Fabric::Bridge, 3, 1);
+        let service = Service::new(&world, "web", 1, &["a0", "b0"]).outside(1);
+        let objects = Objects::new([service.clone()]);
+        let (rules, maps) = (Config::default(), Config { mode: Mode::Nftables, ..Config::default() });
+        let proxy = Proxy::start(&world, &rules, &objects);
+        let streams =
+            [Stream::open(&world.client, node_port(&service)), Stream::open(&world.pod("a1").netns, cluster(&service))];
+        let probers = Probers::start(&world, &service, "a2");
+        proxy.terminate();
+        for round in 0..2 {
+            let proxy = Proxy::start(&world, &maps, &objects);
+            eventually(LONG, "nothing is left of iptables mode", || {
+                let chains = Family::BOTH.map(|family| Rules::read(&world, family).chains.into_keys());
+                let mut chains = chains.into_iter().flatten();
+                let own =
+                    ["KUBE-SERVICES", "KUBE-SVC-", "KUBE-NODEPORTS", "KUBE-POSTROUTING", "KUBE-FORWARD", "KUBE-PROXY-"];
+                (!chains.any(|(_, chain)| own.iter().any(|own| chain.starts_with(own)))).then_some(())
+            });
+            probers.go_on(5);
+            streams.iter().for_each(|stream| stream.works("in nftables mode"));
+            proxy.terminate();
+            let proxy = Proxy::start(&world, &rules, &objects);
+            eventually(LONG, "nothing is left of nftables mode", || {
+                Family::BOTH.iter().all(|family| table(&world, *family).is_empty()).then_some(())
+            });
+            probers.go_on(5);
+            streams.iter().for_each(|stream| stream.works("in iptables mode"));
+            assert!(!log(&world).contains("leftovers of another mode stay"), "{round}: {}", log(&world));
+            proxy.terminate();
+        }
+        probers.finish_unharmed();
+    }
+}
+
+/// A table as kube-proxy writes it, with one Service.
+fn table_of_kube_proxy(world: &World, service: &Service) -> String {
+    let family = world.family();
+    let (ip, addr) = match family {
+        Family::V4 => ("ip", "ipv4_addr"),
+        Family::V6 => ("ip6", "ipv6_addr"),
+    };
+    let pods = ["a0", "b0"].map(|pod| world.pod(pod).ip(family));
+    let (cluster_ip, node, port) = (service.cluster_ip, family.node(), service.node_port.unwrap());
+    let chain = "ULMVA6XW-ns/web/tcp/tcp";
+    format!(
+        "add table {ip} kube-proxy {{ comment \"rules for kube-proxy\" ; }}
+add set {ip} kube-proxy cluster-ips {{ type {addr} ; comment \"Active ClusterIPs\" ; }}
+add set {ip} kube-proxy nodeport-ips {{ type {addr} ; }}
+add map {ip} kube-proxy service-ips {{ type {addr} . inet_proto . inet_service : verdict ; }}
+add map {ip} kube-proxy service-nodeports {{ type inet_proto . inet_service : verdict ; }}
+add chain {ip} kube-proxy nat-prerouting {{ type nat hook prerouting priority -100 ; }}
+add chain {ip} kube-proxy nat-output {{ type nat hook output priority -100 ; }}
+add chain {ip} kube-proxy nat-postrouting {{ type nat hook postrouting priority 100 ; }}
+add chain {ip} kube-proxy services
+add chain {ip} kube-proxy masquerading
+add chain {ip} kube-proxy service-{chain}
+add chain {ip} kube-proxy external-{chain}
+add rule {ip} kube-proxy nat-prerouting jump services
+add rule {ip} kube-proxy nat-output jump services
+add rule {ip} kube-proxy nat-postrouting jump masquerading
+add rule {ip} kube-proxy masquerading mark and 0x4000 != 0 mark set mark xor 0x4000 masquerade fully-random
+add rule {ip} kube-proxy services {ip} daddr . meta l4proto . th dport vmap @service-ips
+add rule {ip} kube-proxy services {ip} daddr @nodeport-ips meta l4proto . th dport vmap @service-nodeports
+add rule {ip} kube-proxy external-{chain} mark set mark or 0x4000
+add rule {ip} kube-proxy external-{chain} goto service-{chain}
+add rule {ip} kube-proxy service-{chain} meta l4proto tcp dnat {ip} addr . port to numgen random mod 2 map {{ 0 : {} . 8080 , 1 : {} . 8080 }}
+add element {ip} kube-proxy cluster-ips {{ {cluster_ip} }}
+add element {ip} kube-proxy nodeport-ips {{ {node} }}
+add element {ip} kube-proxy service-ips {{ {cluster_ip} . tcp . {SERVICE_PORT} : goto service-{chain} }}
+add element {ip} kube-proxy service-nodeports {{ tcp . {port} : goto external-{chain} }}
+",
+        pods[0], pods[1]
+    )
+}
+
+/// Without a connection that fails; and of kube-proxy's own chains and maps nothing is left.
+fn a_kube_proxys_table_is_taken_over(case: Case) {
+    let world = case.world(Fabric::Bridge, 2, 1);
+    let service = Service::new(&world, "web", 1, &["a0", "b0"]).outside(1);
+    world.node.exec("nft", &["-f", "-"], &table_of_kube_proxy(&world, &service));
+    let stream = Stream::open(&world.client, node_port(&service));
+    let pause = Duration::from_millis(3);
+    let probers = [
+        Prober::start(&world.client, node_port(&service), pause),
+        Prober::start(&world.pod("a1").netns, cluster(&service), pause),
+    ];
+    probers.iter().for_each(|prober| prober.go_on(10));
+    let _proxy = Proxy::start(&world, &Config::default(), &Objects::new([service.clone()]));
+    probers.iter().for_each(|prober| prober.go_on(10));
+    stream.works("after the takeover");
+    let left = table(&world, world.family());
+    for name in ["service-ips", "service-nodeports", "ns/web/tcp"] {
+        assert!(!left.contains(&format!("{name} {{")) && !left.contains("vmap"), "{name} is left:\n{left}");
+    }
+    probers.into_iter().for_each(|prober| drop(prober.finish_unharmed()));
+    stream.finish();
+}
+
+/// `nft` crashes over some tables of others: changes go on.
+fn tables_that_nft_cannot_list_are_no_obstacle(case: Case) {
+    let world = case.world(Fabric::Bridge, 2, 1);
+    let family = world.family();
+    let mut service = Service::new(&world, "web", 1, &["a0"]);
+    let mut objects = Objects::new([service.clone()]);
+    let proxy = Proxy::start(&world, &Config::default(), &objects);
+    // Since it is there, `nft` does nothing at all.
+    let broken = "#!/bin/sh\necho 'nft: netlink_delinearize.c:126: Assertion failed.' >&2\nkill -ABRT $$\n";
+    let path = world.dir().join("bin/nft");
+    fs::write(&path, broken).unwrap();
+    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    service.endpoints = vec![Endpoint::ready(world.pod("b0"), family)];
+    objects.services = vec![service.clone(), Service::new(&world, "second", 2, &["a0"])];
+    proxy.apply(&objects);
+    assert_eq!(cluster(&service).make_in(&world.client).endpoint(), Some("b0"));
+    assert_eq!(cluster(&objects.services[1]).make_in(&world.client).endpoint(), Some("a0"));
+    assert!(!log(&world).contains("sync failed"), "{}", log(&world));
+}
+
+/// One Service is set aside, by name, and all others work; when there is room, it does, too.
+fn what_the_kernel_refuses_stays_with_its_service(case: Case) {
+    let world = case.world(Fabric::Bridge, 1, 1);
+    let (ip, addr) = match world.family() {
+        Family::V4 => ("ip", "ipv4_addr"),
+        Family::V6 => ("ip6", "ipv6_addr"),
+    };
+    // A set that takes no more than the one Service, and the marker of the tests.
+    let full = format!(
+        "add table {ip} kube-proxy\nadd set {ip} kube-proxy services-2 {{ type {addr} . inet_proto . inet_service ; size 1 ; }}\n"
+    );
+    world.node.exec("nft", &["-f", "-"], &full);
+    let first = Service { protocols: vec![Proto::Tcp], ..Service::new(&world, "first", 1, &["a0", "b0"]) };
+    let second = Service { protocols: vec![Proto::Tcp], ..Service::new(&world, "second", 2, &["a0", "b0"]) };
+    let third = Service { protocols: vec![Proto::Tcp], ..Service::new(&world, "third", 3, &["b0"]) };
+    let mut objects = Objects::new([first.clone(), second.clone(), third.clone()]);
+    let proxy = Proxy::start(&world, &Config::default(), &objects);
+    let answers = |service: &Service| cluster(service).impatient().make_in(&world.client).endpoint().is_some();
+    let serves = [&first, &second].map(answers);
+    assert!(serves == [true, false] || serves == [false, true], "{serves:?}");
+    assert!(answers(&third));
+    let aside = if serves[0] { "ns/second:tcp" } else { "ns/first:tcp" };
+    let said = log(&world);
+    let line =
+        said.lines().find(|line| line.contains("set aside: the kernel refuses")).unwrap_or_else(|| panic!("{said}"));
+    assert!(line.contains(aside), "{line}");
+    // Without the other one, there is room.
+    objects.services.retain(|service| service.name != if serves[0] { "first" } else { "second" });
+    objects.services[0].endpoints.reverse();
+    objects.services[0].port = 81;
+    proxy.apply(&objects);
+    let moved = Call::new(Proto::Tcp, SocketAddr::new(objects.services[0].cluster_ip, 81));
+    assert!(moved.make_in(&world.client).endpoint().is_some(), "{}", log(&world));
+    assert!(answers(&third));
+}
+
+/// `--ferrule-localhost-nodeports`: IPv4 alone, TCP and UDP, whichever addresses else serve them.
+fn loopback_addresses_serve_node_ports_if_asked(case: Case) {
+    let world = case.world(Fabric::Bridge, 2, 1);
+    let family = world.family();
+    let service = Service::new(&world, "web", 1, &["a0", "b0"]).outside(1);
+    let local = Service { external_local: true, ..Service::new(&world, "local", 2, &["a0"]).outside(2) };
+    let objects = Objects::new([service.clone(), local.clone()]);
+    let call =
+        |service: &Service, proto| Call::new(proto, SocketAddr::new(family.loopback(), service.node_port.unwrap()));
+    let usual = Proxy::start(&world, &Config::default(), &objects);
+    for proto in Proto::SOCKETS {
+        assert_eq!(call(&service, proto).make_in(&world.node), Outcome::Refused, "{proto:?}: only if asked");
+    }
+    usual.terminate();
+    let config = Config { localhost_nodeports: true, ..Config::default() };
+    let _proxy = Proxy::start(&world, &config, &objects);
+    for proto in Proto::SOCKETS {
+        for service in [&service, &local] {
+            let outcomes = call(service, proto).repeat_in(&world.node, 20);
+            let shown: Vec<String> = outcomes.iter().map(ToString::to_string).collect();
+            for outcome in &outcomes {
+                match family {
+                    Family::V4 => assert!(outcome.endpoint().is_some(), "{proto:?} {}: {shown:?}", service.name),
+                    Family::V6 => assert_eq!(outcome, &Outcome::Refused, "{proto:?}: IPv6 has no such routes"),
+                }
+            }
+        }
+    }
+}
+
+/// After random changes the table is that of a proxy that starts with the last objects.
+fn many_changes_end_in_the_same_state(case: Case) {
+    const CHANGES: usize = 120;
+    let world = case.world(Fabric::Bridge, 3, 2);
+    let family = world.family();
+    let pods = ["a0", "a1", "a2", "b0", "b1"];
+    let mut random = 0x2545_f491_4f6c_dd1d_u64;
+    let mut next = move |below: usize| {
+        // Xorshift: the same numbers each time.
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        (random % below as u64) as usize
+    };
+    let mut objects = Objects::new([Service::new(&world, "s1", 1, &["a0"])]);
+    let proxy = Proxy::start(&world, &Config::default(), &objects);
+    for _ in 0..CHANGES / 10 {
+        for _ in 0..10 {
+            let n = 1 + next(12);
+            let name = format!("s{n}");
+            objects.services.retain(|service| service.name != name);
+            if next(4) > 0 {
+                let some: Vec<&str> = pods.iter().copied().filter(|_| next(2) == 0).collect();
+                let mut service = Service::new(&world, &name, n as u16, &some);
+                if next(2) == 0 {
+                    service = service.outside(n as u8);
+                }
+                service.external_local = next(3) == 0;
+                service.internal_local = next(4) == 0;
+                service.affinity = [None, None, Some(60), Some(600)][next(4)];
+                if next(3) == 0 && !service.load_balancers.is_empty() {
+                    service.source_ranges = vec![format!("{}/{}", family.client(0), family.host_bits())];
+                }
+                objects.services.push(service);
+            }
+        }
+        proxy.apply(&objects);
+    }
+    let after_changes = table(&world, family);
+    proxy.terminate();
+    world.node.exec("nft", &["delete", "table", ip(family), "kube-proxy"], "");
+    let _fresh = Proxy::start(&world, &Config::default(), &objects);
+    let fresh = table(&world, family);
+    let sorted = |text: &str| {
+        let words = text.replace("elements = {", "").replace('}', ",");
+        let mut lines: Vec<String> = words.lines().map(|line| line.trim().trim_end_matches(',').to_owned()).collect();
+        lines.retain(|line| !line.contains("zz-marker"));
+        lines.sort();
+        lines
+    };
+    let (left, right) = (sorted(&after_changes), sorted(&fresh));
+    let only = |these: &[String], others: &[String]| {
+        these.iter().filter(|line| !others.contains(line)).cloned().collect::<Vec<_>>()
+    };
+    assert_eq!((only(&left, &right), only(&right, &left)), (Vec::new(), Vec::new()));
+    assert!(left.len() > 100);
+}
