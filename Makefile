@@ -192,10 +192,11 @@ bench: ## time its parts, and the program at scale beside the bare tools (root);
 	cargo bench --locked --bench scale -- $(ARGS)
 
 .PHONY: bench-test
-bench-test: ## see that the benches of its parts run at all, a little of each
+bench-test: ## see that the benches run at all: a little of each part, nftables mode with 100 Services (root)
 	@$(needs)
-	needs $(COMPILER)
+	needs $(COMPILER) $(KERNEL_TOOLS) setpriv=util-linux
 	cargo bench --locked --profile dev $(addprefix --bench ,$(basename $(notdir $(wildcard benches/*.rs)))) -- --test
+	cargo bench --locked --profile dev --bench scale -- --test nftables
 	echo 'make bench-test: the benches run'
 
 .PHONY: bench-vm

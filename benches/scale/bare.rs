@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::Cluster;
+use crate::nftables;
 use crate::options::RulesLayout;
 use crate::rules::Rules;
-use crate::world::World;
+use crate::world::{Variant, World};
 
 /// What it took.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -21,36 +22,49 @@ pub struct Bare {
     pub cpu: f64,
     /// Longest single run, in seconds.
     pub longest: f64,
-    /// Rules written.
+    /// Rules written; elements, where these are what counts.
     pub rules: usize,
 }
 
-/// Programs everything, with so many Services in each input.
+/// Programs everything: for the nft tools of iptables with so many Services in each input.
 pub fn start(world: &World, cluster: &Cluster, layout: RulesLayout, split: usize) -> Option<Bare> {
-    let rules = Rules::new(cluster, layout);
-    let inputs = rules.inputs(split);
+    let (inputs, rules) = match world.variant {
+        Variant::Legacy | Variant::Nft => {
+            let rules = Rules::new(cluster, layout);
+            (rules.inputs(split), rules.count())
+        }
+        Variant::Nftables => {
+            let text = nftables::text(cluster);
+            let elements = text.lines().filter_map(nftables::of_element).count();
+            (vec![text], elements)
+        }
+    };
     let before = crate::process::cpu(std::process::id()).1;
     let (began, mut longest) = (Instant::now(), Duration::ZERO);
     for input in &inputs {
-        let took = restore(world, input)?;
+        let took = write(world, input)?;
         longest = longest.max(took);
     }
     let wall = began.elapsed().as_secs_f64();
     let cpu = (crate::process::cpu(std::process::id()).1 - before).as_secs_f64();
-    Some(Bare { wall, cpu, longest: longest.as_secs_f64(), rules: rules.count() })
+    Some(Bare { wall, cpu, longest: longest.as_secs_f64(), rules })
 }
 
-/// Runs `iptables-restore` once, as ferrule does.
-pub fn restore(world: &World, input: &str) -> Option<Duration> {
+/// Runs the tool once: `iptables-restore` as ferrule does.
+pub fn write(world: &World, input: &str) -> Option<Duration> {
+    let (program, arguments): (_, &[&str]) = match world.variant {
+        Variant::Legacy | Variant::Nft => ("iptables-restore", &["-w", "5", "--noflush", "--counters"]),
+        Variant::Nftables => ("nft", &["-f", "-"]),
+    };
     let began = Instant::now();
     let mut child = world
-        .command("iptables-restore")
-        .args(["-w", "5", "--noflush", "--counters"])
+        .command(program)
+        .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("iptables-restore");
+        .expect("the tool is to start");
     let mut stdin = child.stdin.take().unwrap();
     let output = thread::scope(|scope| {
         scope.spawn(move || drop(stdin.write_all(input.as_bytes())));

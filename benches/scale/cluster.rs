@@ -86,6 +86,11 @@ impl Cluster {
         format!("service-{service:05}")
     }
 
+    /// What it is called with its namespace.
+    pub fn key(service: usize) -> String {
+        format!("{}/{}", namespace(service), Cluster::name(service))
+    }
+
     /// Addresses of the endpoints a Service has now.
     pub fn pods(&self, service: usize) -> impl Iterator<Item = Ipv4Addr> + '_ {
         self.now[service].iter().map(|number| pod(*number))

@@ -1,5 +1,5 @@
 //! The built ferrule at scale: as a process of its own, beside an API server that serves a big
-//! cluster, with the real iptables programs, in network namespaces made for it. See README.md in the
+//! cluster, with the real programs that write rules, in network namespaces made for it. See README.md in the
 //! folder above.
 
 #![allow(
@@ -19,7 +19,9 @@ mod api;
 mod bare;
 mod cluster;
 mod compile;
+mod connect;
 mod figures;
+mod nftables;
 mod options;
 mod process;
 mod proxy;
@@ -81,7 +83,7 @@ fn main() -> ExitCode {
         figures.extend(measure(case, &options, dir.path()));
     }
     eprintln!("scale: {:.0} s", began.elapsed().as_secs_f64());
-    report::print(&figures::compared(&figures), options.rules);
+    report::print(&figures::compared(&figures));
     // How fast it is only a look at the table can tell; but it must have been measured, and the
     // rules must be right.
     let complaints = report::complaints(&cases, &figures);
@@ -91,8 +93,8 @@ fn main() -> ExitCode {
 
 /// One variant and size, with all its sections and what it is compared with.
 fn measure(case: &Case, options: &Options, dir: &std::path::Path) -> Vec<Figure> {
-    let Case { variant, services, endpoints, sections } = case.clone();
-    let label = format!("{} {} x {endpoints}", variant.name(), report::thousands(services));
+    let Case { variant, rules, services, endpoints, sections } = case.clone();
+    let label = case.label();
     let order = |subject, bare, split| Order {
         dir: dir.to_owned(),
         subject,
@@ -100,7 +102,7 @@ fn measure(case: &Case, options: &Options, dir: &std::path::Path) -> Vec<Figure>
         services,
         endpoints,
         dual_stack: options.dual_stack,
-        rules: options.rules,
+        rules,
         sections: sections.clone(),
         limits: options.limits,
         bare,
@@ -109,7 +111,7 @@ fn measure(case: &Case, options: &Options, dir: &std::path::Path) -> Vec<Figure>
     let mut best: Option<Bare> = None;
     if sections.contains(&figures::Section::Start) {
         let splits = match variant {
-            Variant::Legacy => vec![SINGLE],
+            Variant::Legacy | Variant::Nftables => vec![SINGLE],
             Variant::Nft => SPLITS.into_iter().filter(|split| *split < services).chain([SINGLE]).collect(),
         };
         for split in splits {
@@ -119,11 +121,12 @@ fn measure(case: &Case, options: &Options, dir: &std::path::Path) -> Vec<Figure>
             let name = if split == SINGLE { "one input".to_owned() } else { format!("{split} Services each") };
             match took {
                 Some(took) => eprintln!(
-                    "scale: {label}: bare tool, {name}: {:.2} s, {:.2} s of CPU, longest {:.0} ms, {} rules",
+                    "scale: {label}: bare tool, {name}: {:.2} s, {:.2} s of CPU, longest {:.0} ms, {} {}",
                     took.wall,
                     took.cpu,
                     1e3 * took.longest,
-                    took.rules
+                    took.rules,
+                    if variant == Variant::Nftables { "elements" } else { "rules" },
                 ),
                 None => eprintln!("scale: {label}: bare tool, {name}: no result"),
             }

@@ -6,16 +6,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::BIG;
 use crate::figures::Section;
+use crate::report::thousands;
 use crate::run::Limits;
 use crate::world::Variant;
 
 const USAGE: &str = "usage: cargo bench --bench scale -- [WORD...] [--quick] [--dual-stack] [--test]
 
 WORDs choose what is measured; of each sort, without one: what targets are about.
-  section   start, change, churn, restart, memory, compile
-  tools     legacy, nft
+  section   start, connect, change, churn, restart, memory, compile
+  tools     legacy, nft (iptables mode), nftables (nftables mode)
   size      SERVICES or SERVICESxENDPOINTS, as 10000x10
-  layout    compact, bucketed: ferrule's optional layouts of rules
+  layout    compact, bucketed: ferrule's optional layouts of rules in iptables mode
   scale     this bench and no other (for `make bench`)
 
 --quick        1,000 Services, and less of everything
@@ -25,12 +26,29 @@ WORDs choose what is measured; of each sort, without one: what targets are about
 /// Endpoints of a Service where nothing else is said.
 const ENDPOINTS: usize = 10;
 
-/// What is measured by default: sizes, and of which sections.
-const CASES: [(usize, &[Section]); 4] = [
-    (100, &[Section::Change]),
-    (1_000, &[Section::Start, Section::Change, Section::Memory]),
-    (5_000, &[Section::Start, Section::Memory]),
-    (10_000, &Section::ALL),
+/// A size, and what is measured of it.
+type Size = (usize, usize, &'static [Section]);
+
+/// What is measured of iptables mode by default.
+const IPTABLES: [Size; 6] = [
+    (100, ENDPOINTS, &[Section::Change]),
+    (1_000, ENDPOINTS, &[Section::Start, Section::Change, Section::Memory]),
+    (5_000, ENDPOINTS, &[Section::Start, Section::Memory]),
+    (10_000, ENDPOINTS, &Section::ALL),
+    CONNECTS[0],
+    CONNECTS[1],
+];
+
+/// What is measured of it in other layouts, too: sizes that nftables mode is measured at.
+const CONNECTS: [Size; 2] = [(1_000, 2, &[Section::Connect]), (8_000, 2, &[Section::Connect])];
+
+/// What is measured of nftables mode by default.
+const NFTABLES: [Size; 5] = [
+    (1_000, 2, &[Section::Start, Section::Connect, Section::Change, Section::Memory]),
+    (8_000, 2, &[Section::Start, Section::Connect, Section::Change, Section::Memory]),
+    (16_000, 2, &[Section::Start, Section::Connect, Section::Change, Section::Memory]),
+    (44_000, 2, &[Section::Start, Section::Connect, Section::Change, Section::Memory, Section::Restart]),
+    (10_000, 10, &[Section::Churn]),
 ];
 
 /// The command line.
@@ -42,13 +60,13 @@ pub struct Options {
     /// Words that mean nothing here.
     foreign: bool,
     pub dual_stack: bool,
-    pub rules: RulesLayout,
+    rules: RulesLayout,
     pub smoke: bool,
     pub limits: Limits,
 }
 
 /// Where rules stand.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RulesLayout {
     /// `--ferrule-endpoint-layout=compact`
     pub compact: bool,
@@ -60,6 +78,7 @@ pub struct RulesLayout {
 #[derive(Clone, Debug)]
 pub struct Case {
     pub variant: Variant,
+    pub rules: RulesLayout,
     pub services: usize,
     pub endpoints: usize,
     pub sections: Vec<Section>,
@@ -75,6 +94,21 @@ impl RulesLayout {
     }
 }
 
+// === impl Case ===
+
+impl Case {
+    /// What it is called.
+    pub fn label(&self) -> String {
+        format!("{} {} x {}", tools(self.variant, self.rules), thousands(self.services), self.endpoints)
+    }
+}
+
+/// With what rules are written, and where.
+pub fn tools(variant: Variant, rules: RulesLayout) -> String {
+    let words = [(rules.compact, " compact"), (rules.bucketed, " bucketed")];
+    words.into_iter().filter(|(is_so, _)| *is_so).fold(variant.name().to_owned(), |name, (_, word)| name + word)
+}
+
 // === impl Options ===
 
 impl Options {
@@ -83,6 +117,7 @@ impl Options {
             changes: 20,
             churn: Duration::from_secs(60),
             steps: BIG / 100,
+            connects: 3_000,
             quiet: Duration::from_secs(2),
             rules: Duration::from_secs(300),
         };
@@ -99,7 +134,7 @@ impl Options {
         let (mut quick, mut bench) = (false, false);
         for word in words {
             let section = Section::ALL.into_iter().find(|section| section.name() == word);
-            let variant = Variant::BOTH.into_iter().find(|variant| variant.name() == word);
+            let variant = Variant::ALL.into_iter().find(|variant| variant.name() == word);
             match word.as_str() {
                 "--bench" => bench = true,
                 "--quick" => quick = true,
@@ -124,6 +159,7 @@ impl Options {
             options.limits.changes = if options.smoke { 2 } else { 6 };
             options.limits.churn = Duration::from_secs(if options.smoke { 2 } else { 10 });
             options.limits.steps = if options.smoke { 2 } else { BIG / 100 };
+            options.limits.connects = if options.smoke { 50 } else { 1_000 };
             options.limits.quiet = Duration::from_millis(if options.smoke { 300 } else { 1_500 });
             options.limits.rules = Duration::from_secs(60);
             if options.sizes.is_empty() {
@@ -139,21 +175,32 @@ impl Options {
             return Vec::new();
         }
         let wanted = |section: &Section| self.sections.is_empty() || self.sections.contains(section);
+        let bucketed = RulesLayout { bucketed: true, ..self.rules };
         let mut cases = Vec::new();
-        for variant in Variant::BOTH {
+        for variant in Variant::ALL {
             if !self.variants.is_empty() && !self.variants.contains(&variant) {
                 continue;
             }
+            let (sizes, rules) = match variant {
+                Variant::Legacy | Variant::Nft => (&IPTABLES[..], self.rules),
+                Variant::Nftables => (&NFTABLES[..], RulesLayout::default()),
+            };
+            let mut all: Vec<(RulesLayout, Size)> = Vec::new();
             if self.sizes.is_empty() {
-                for (services, sections) in CASES {
-                    let sections: Vec<Section> = sections.iter().copied().filter(wanted).collect();
-                    cases.push(Case { variant, services, endpoints: ENDPOINTS, sections });
+                all.extend(sizes.iter().map(|size| (rules, *size)));
+                if variant != Variant::Nftables && rules != bucketed {
+                    all.extend(CONNECTS.map(|size| (bucketed, size)));
                 }
             }
-            for (services, endpoints) in &self.sizes {
-                let sections: Vec<Section> = Section::ALL.into_iter().filter(wanted).collect();
-                cases.push(Case { variant, services: *services, endpoints: *endpoints, sections });
-            }
+            all.extend(
+                self.sizes.iter().map(|(services, endpoints)| (rules, (*services, *endpoints, &Section::ALL[..]))),
+            );
+            // What is compiled without a kernel is compiled for iptables mode.
+            let is_there = |section: &Section| variant != Variant::Nftables || *section != Section::Compile;
+            cases.extend(all.into_iter().map(|(rules, (services, endpoints, sections))| {
+                let sections = sections.iter().copied().filter(wanted).filter(is_there).collect();
+                Case { variant, rules, services, endpoints, sections }
+            }));
         }
         cases.retain(|case| !case.sections.is_empty());
         cases

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::{Cluster, cluster_ip};
 use crate::options::RulesLayout;
 use crate::process::Sampler;
-use crate::world::{METRICS, World, call};
+use crate::world::{METRICS, Variant, World, call};
 
 /// Which program is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -42,6 +42,8 @@ struct Log {
     lines: VecDeque<String>,
     /// When it said that all rules of IPv4 are in the kernel.
     done: Option<Instant>,
+    /// The longest transaction of nftables mode.
+    transaction: Option<Duration>,
 }
 
 // === impl Subject ===
@@ -80,6 +82,10 @@ impl Proxy {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .process_group(0);
+        if (subject, world.variant) == (Subject::Ferrule, Variant::Nftables) {
+            // A line for each transaction, which tells how long it took.
+            command.env("RUST_LOG", "warn,ferrule=info,ferrule::backend::nftables::apply=trace");
+        }
         let started = Instant::now();
         let mut child = command.spawn().expect("setpriv (package util-linux) is to start");
         let log = Arc::new(Mutex::new(Log::default()));
@@ -91,6 +97,7 @@ impl Proxy {
                 if line.contains("all rules are in the kernel") && line.contains("IPv4") {
                     log.done.get_or_insert(now);
                 }
+                log.transaction = log.transaction.max(transaction(&line));
                 if log.lines.len() == KEPT {
                     log.lines.pop_front();
                 }
@@ -112,18 +119,31 @@ impl Proxy {
             if done.is_some() {
                 return done;
             }
-            if let Some(status) = self.child.try_wait().unwrap() {
-                eprintln!("scale: {} ended: {status}", self.subject.name());
-                self.show_log();
-                return None;
-            }
-            if self.started.elapsed() > limit {
-                eprintln!("scale: {} has not written all rules within {limit:?}", self.subject.name());
-                self.show_log();
+            if self.is_lost(limit) {
                 return None;
             }
             thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Whether it has ended, or has had so long in vain; then says so.
+    pub fn is_lost(&mut self, limit: Duration) -> bool {
+        if let Some(status) = self.child.try_wait().unwrap() {
+            eprintln!("scale: {} ended: {status}", self.subject.name());
+            self.show_log();
+            return true;
+        }
+        if self.started.elapsed() > limit {
+            eprintln!("scale: {} has not written all rules within {limit:?}", self.subject.name());
+            self.show_log();
+            return true;
+        }
+        false
+    }
+
+    /// The longest transaction of nftables mode so far.
+    pub fn transaction(&self) -> Option<Duration> {
+        self.log.lock().unwrap().transaction
     }
 
     /// Waits until it has had nothing to do for a while.
@@ -183,6 +203,16 @@ impl Drop for Proxy {
             let _ = self.child.wait();
         }
     }
+}
+
+/// How long a transaction took, if a line of ferrule's log is about one: `took` as `Duration` shows itself.
+fn transaction(line: &str) -> Option<Duration> {
+    let (before, took) = line.split_once("took=")?;
+    before.contains("transaction").then_some(())?;
+    let took = took.trim_start_matches('"').split(['"', ' ']).next()?;
+    let units = [("ms", 1e-3), ("µs", 1e-6), ("ns", 1e-9), ("s", 1.0)];
+    let (number, unit) = units.iter().find_map(|(unit, size)| Some((took.strip_suffix(unit)?, size)))?;
+    Some(Duration::from_secs_f64(number.parse::<f64>().ok()? * unit))
 }
 
 fn metrics() -> Option<String> {

@@ -3,18 +3,14 @@
 use std::fs;
 use std::process::Command;
 
-use crate::figures::{Figure, Section, WRONG};
-use crate::options::{Case, RulesLayout};
+use crate::figures::{Figure, GAVE_UP, Section, WRONG};
+use crate::options::{Case, tools};
 use crate::proxy::Subject;
 use crate::world::Variant;
 
 /// Prints everything as Markdown.
-pub fn print(figures: &[Figure], rules: RulesLayout) {
+pub fn print(figures: &[Figure]) {
     println!("{}", machine());
-    let flags: Vec<&str> = rules.flags().collect();
-    if !flags.is_empty() {
-        println!("ferrule was started with {}; the bare tool writes the same rules.", flags.join(" "));
-    }
     let compared = figures.iter().any(|figure| figure.subject == Subject::KubeProxy);
     let (mut met, mut missed) = (0, 0);
     for section in Section::ALL {
@@ -38,8 +34,8 @@ pub fn print(figures: &[Figure], rules: RulesLayout) {
             let shown = |value: Option<f64>| value.map_or(String::new(), |value| figure.unit.show(value));
             let other = figures.iter().find(|other| {
                 other.subject == Subject::KubeProxy
-                    && (other.variant, other.services, other.endpoints)
-                        == (figure.variant, figure.services, figure.endpoints)
+                    && (other.variant, other.rules, other.services, other.endpoints)
+                        == (figure.variant, figure.rules, figure.services, figure.endpoints)
                     && (other.section, &other.name) == (figure.section, &figure.name)
             });
             let other = other.map(|other| other.value);
@@ -54,7 +50,7 @@ pub fn print(figures: &[Figure], rules: RulesLayout) {
             missed += usize::from(verdict == "MISS");
             println!(
                 "| {} | {} x {} | {} | {} | {} | {} |{of_other} {} | {verdict} |",
-                figure.variant.name(),
+                tools(figure.variant, figure.rules),
                 thousands(figure.services),
                 figure.endpoints,
                 figure.name,
@@ -72,18 +68,25 @@ pub fn print(figures: &[Figure], rules: RulesLayout) {
 pub fn complaints(cases: &[Case], figures: &[Figure]) -> Vec<String> {
     let mut complaints = Vec::new();
     for case in cases {
-        let label = format!("{} {} x {}", case.variant.name(), thousands(case.services), case.endpoints);
+        let label = case.label();
         let of_case = |figure: &&Figure| {
             figure.subject == Subject::Ferrule
-                && (figure.variant, figure.services, figure.endpoints) == (case.variant, case.services, case.endpoints)
+                && (figure.variant, figure.rules, figure.services, figure.endpoints)
+                    == (case.variant, case.rules, case.services, case.endpoints)
         };
         for section in &case.sections {
             let mut here = figures.iter().filter(of_case).filter(|figure| figure.section == *section).peekable();
             if here.peek().is_none() {
                 complaints.push(format!("{label}: nothing was measured of {}", section.name()));
             }
-            for figure in here.filter(|figure| figure.name == WRONG && figure.value > 0.0) {
-                complaints.push(format!("{label}: {}: {} {WRONG}", section.name(), figure.value));
+            for figure in here {
+                match figure.name.as_str() {
+                    WRONG if figure.value > 0.0 => {
+                        complaints.push(format!("{label}: {}: {} {WRONG}", section.name(), figure.value));
+                    }
+                    GAVE_UP => complaints.push(format!("{label}: {}: not all rules came in", section.name())),
+                    _ => {}
+                }
             }
         }
     }
@@ -111,10 +114,13 @@ fn machine() -> String {
     let memory = field(&read("/proc/meminfo"), "MemTotal").and_then(|text| text.split(' ').next()?.parse::<f64>().ok());
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let version = |variant: Variant| {
-        let output = Command::new(variant.binary()?).args(["iptables", "--version"]).output().ok()?;
-        Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        let output = match variant {
+            Variant::Legacy | Variant::Nft => Command::new(variant.binary()?).args(["iptables", "--version"]).output(),
+            Variant::Nftables => Command::new("nft").arg("--version").output(),
+        };
+        Some(String::from_utf8_lossy(&output.ok()?.stdout).trim().to_owned())
     };
-    let tools: Vec<String> = Variant::BOTH.into_iter().filter_map(version).collect();
+    let tools: Vec<String> = Variant::ALL.into_iter().filter_map(version).collect();
     format!(
         "{processor}, {cores} cores, {:.0} GiB, kernel {}; {}; ferrule {}",
         memory.unwrap_or(0.0) / f64::from(1 << 20),

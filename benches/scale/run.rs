@@ -13,9 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::{Api, Kind};
 use crate::bare::{self, Bare};
-use crate::cluster::{BIG_IP, Cluster, DNS, KUBERNETES, cluster_ip};
+use crate::cluster::{BIG_IP, Cluster, DNS, KUBERNETES, POD_PORT, cluster_ip};
 use crate::compile::{self, Compiled};
+use crate::connect::{Connects, percentile};
 use crate::figures::{self, Figure, Section, Unit};
+use crate::nftables::{self, Elements, Monitor};
 use crate::options::RulesLayout;
 use crate::process::{Usage, await_quiet_machine, stolen};
 use crate::proxy::{Proxy, Subject};
@@ -48,6 +50,8 @@ pub struct Order {
 pub struct Limits {
     /// Changes one by one.
     pub changes: usize,
+    /// Connections one by one.
+    pub connects: usize,
     /// For so long Services change all the time.
     pub churn: Duration,
     /// The pause that counts as quiet where all must be over.
@@ -110,9 +114,9 @@ impl Run {
         if !self.wants(section) {
             return;
         }
-        let Order { variant, services, endpoints, subject, .. } = self.order;
+        let Order { variant, rules, services, endpoints, subject, .. } = self.order;
         let name = name.to_owned();
-        let figure = Figure { section, variant, services, endpoints, subject, name, value, unit, bare };
+        let figure = Figure { section, variant, rules, services, endpoints, subject, name, value, unit, bare };
         eprintln!("scale:   {}: {}", figure.name, unit.show(value));
         println!("{}", serde_json::to_string(&figure).unwrap());
         let _ = std::io::stdout().flush();
@@ -136,6 +140,11 @@ impl Run {
         let first = self.proxy().sampler.usage();
         self.mebibytes(figures::RSS, first.rss);
         self.mebibytes("peak until then", first.peak);
+        if self.wants(Section::Connect) {
+            let before = stolen();
+            self.connect();
+            self.seconds(Section::Connect, STOLEN, stolen() - before, None);
+        }
         if self.wants(Section::Change) {
             let before = stolen();
             self.change();
@@ -174,11 +183,18 @@ impl Run {
 
     /// Into an empty kernel.
     fn start(&mut self) -> bool {
+        // Others than ferrule have other sets.
+        let is_ours = (self.order.variant, self.order.subject) == (Variant::Nftables, Subject::Ferrule);
+        let elements = is_ours.then(|| Elements::of(&nftables::text(&self.cluster)));
         let probers = [KUBERNETES, DNS].map(first_answer);
         self.proxy = Some(Proxy::start(self.order.subject, &self.world, &self.api.url(), self.order.rules));
         let (cluster, limit) = (&self.cluster, self.order.limits.rules);
         let proxy = self.proxy.as_mut().unwrap();
-        let (started, done) = (proxy.started, proxy.await_rules(cluster, limit));
+        let started = proxy.started;
+        let done = match elements {
+            Some(elements) => nftables::await_elements(&elements, cluster, proxy, limit),
+            None => proxy.await_rules(cluster, limit),
+        };
         let usage = proxy.sampler.usage();
         let answers = probers.map(Caller::stop);
         for (name, at) in [figures::FIRST_KUBERNETES, figures::FIRST_DNS].iter().zip(answers) {
@@ -188,7 +204,7 @@ impl Run {
         }
         let Some(done) = done else {
             // What was used until it was given up is worth knowing.
-            self.seconds(Section::Start, "gave up after (no figure)", started.elapsed(), None);
+            self.seconds(Section::Start, figures::GAVE_UP, started.elapsed(), None);
             self.cpu(Section::Start, &Usage::default(), &usage, None);
             return false;
         };
@@ -196,6 +212,9 @@ impl Run {
         self.cpu(Section::Start, &Usage::default(), &usage, self.order.bare.map(|bare| bare.cpu));
         let bare_longest = self.order.bare.map(|bare| bare.longest);
         self.seconds(Section::Start, figures::LONGEST, usage.longest, bare_longest);
+        if let Some(transaction) = self.proxy().transaction() {
+            self.seconds(Section::Start, figures::TRANSACTION, transaction, None);
+        }
         self.note(Section::Start, "programs run", usage.programs as f64, Unit::Number, None);
         let wrong = self.wrong_services();
         self.note(Section::Start, figures::WRONG, wrong as f64, Unit::Number, None);
@@ -219,9 +238,35 @@ impl Run {
         (0..self.cluster.services).filter(|service| !is_right(service)).count()
     }
 
+    /// Connections to Services all over the cluster, each followed by one to an endpoint itself.
+    fn connect(&mut self) {
+        let mut connects = Connects::default();
+        for _ in 0..self.order.limits.connects {
+            let service = self.dice.throw(self.cluster.services);
+            let pod = self.cluster.pods(service).next().expect("an endpoint");
+            connects.add(cluster_ip(service), (pod, POD_PORT));
+        }
+        let Connects { mut services, mut endpoints, mut added, failed } = connects;
+        let figures = [
+            (figures::CONNECT, percentile(&mut services, 50)),
+            ("the same, 99 of 100 within", percentile(&mut services, 99)),
+            ("straight to an endpoint, median", percentile(&mut endpoints, 50)),
+            ("the same, 99 of 100 within", percentile(&mut endpoints, 99)),
+            ("what is added for a cluster IP, median of pairs", percentile(&mut added, 50)),
+        ];
+        for (name, time) in figures {
+            if let Some(time) = time {
+                self.note(Section::Connect, name, time, Unit::Seconds, None);
+            }
+        }
+        self.note(Section::Connect, figures::CONNECT_FAILED, failed as f64, Unit::Number, None);
+    }
+
     /// One endpoint after the other is replaced, and the bare tool does the like to other Services.
     fn change(&mut self) {
-        let rules = (self.order.subject == Subject::Ferrule).then(|| Rules::new(&self.cluster, self.order.rules));
+        // In nftables mode, what somebody else takes away is put back: then both were to be measured together.
+        let has_bare = self.order.subject == Subject::Ferrule && self.order.variant != Variant::Nftables;
+        let rules = has_bare.then(|| Rules::new(&self.cluster, self.order.rules));
         let half = self.cluster.services / 2;
         let (mut times, mut bare, mut own, mut tools) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut stages = [(0.0, 0.0); 2];
@@ -238,7 +283,7 @@ impl Run {
                 if let Some(inputs) = rules.replacement(&address.0.to_string(), "10.220.0.1") {
                     // Whoever waits for ferrule's change to be served takes time from the tool, too.
                     let prober = keep_calling(address, PROBES);
-                    bare.extend(bare::restore(&self.world, &inputs[n % 2]));
+                    bare.extend(bare::write(&self.world, &inputs[n % 2]));
                     prober.stop();
                 }
             }
@@ -364,6 +409,8 @@ impl Run {
             if let Some(proxy) = self.proxy.take() {
                 proxy.terminate();
             }
+            let monitor =
+                (change.is_none() && self.order.variant == Variant::Nftables).then(|| Monitor::start(&self.world));
             await_quiet_machine(Duration::from_secs(10));
             let prober = keep_calling(cluster_ip(self.cluster.services / 2), Duration::from_millis(2));
             self.proxy = Some(Proxy::start(self.order.subject, &self.world, &self.api.url(), self.order.rules));
@@ -381,7 +428,7 @@ impl Run {
             let done = proxy.await_rules(&self.cluster, limit);
             let at_done = proxy.sampler.usage();
             let Some(done) = done else {
-                self.seconds(Section::Restart, "gave up after (no figure)", started.elapsed(), None);
+                self.seconds(Section::Restart, figures::GAVE_UP, started.elapsed(), None);
                 prober.stop();
                 return;
             };
@@ -398,6 +445,13 @@ impl Run {
             self.seconds(Section::Restart, "CPU with the tools until then", at_done.own + at_done.tools, None);
             self.seconds(Section::Restart, figures::RESTART_CPU, at_rest.own + at_rest.tools, None);
             self.seconds(Section::Restart, "of that, the proxy itself", at_rest.own, None);
+            if self.order.variant == Variant::Nftables {
+                self.seconds(Section::Restart, figures::LONGEST, at_rest.longest, None);
+            }
+            if let Some(written) = monitor.map(Monitor::stop) {
+                let written = written.expect("nft monitor ends when it is told to");
+                self.note(Section::Restart, figures::RESTART_WRITTEN, written as f64, Unit::Number, None);
+            }
             self.mebibytes("restart: peak of the proxy", at_rest.peak);
             self.mebibytes("restart: largest program it ran", at_rest.child);
             self.note(Section::Restart, "connections made meanwhile", made, Unit::Number, None);

@@ -1,4 +1,4 @@
-//! Where a run happens: a network namespace of its own, with the programs of one variant of iptables.
+//! Where a run happens: a network namespace of its own, with the programs that write rules.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -17,11 +17,15 @@ use serde_json::json;
 
 use crate::cluster::{NODE, NODE_IP, POD_PORT, PODS, SERVICES};
 
-/// The two kinds of iptables programs.
+/// What rules are written with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Variant {
+    /// iptables mode, by `iptables-legacy`.
     Legacy,
+    /// iptables mode, by `iptables-nft`.
     Nft,
+    /// nftables mode.
+    Nftables,
 }
 
 /// Ports of endpoints behind which something answers: of `default/kubernetes`, of DNS, of the others.
@@ -44,23 +48,32 @@ pub struct World {
 // === impl Variant ===
 
 impl Variant {
-    pub const BOTH: [Variant; 2] = [Variant::Legacy, Variant::Nft];
+    pub const ALL: [Variant; 3] = [Variant::Legacy, Variant::Nft, Variant::Nftables];
 
-    /// As in `iptables-legacy`.
+    /// By this it is chosen on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Variant::Legacy => "legacy",
             Variant::Nft => "nft",
+            Variant::Nftables => "nftables",
         }
     }
 
-    /// The program behind all names.
+    /// As a configuration file has it.
+    fn mode(self) -> &'static str {
+        match self {
+            Variant::Legacy | Variant::Nft => "iptables",
+            Variant::Nftables => "nftables",
+        }
+    }
+
+    /// The program behind all names of iptables. nftables mode only looks for what iptables mode left.
     pub fn binary(self) -> Option<PathBuf> {
-        let name = format!("xtables-{}-multi", self.name());
-        ["/usr/sbin", "/sbin", "/usr/local/sbin"]
-            .iter()
-            .map(|dir| Path::new(dir).join(&name))
-            .find(|path| path.exists())
+        let name = match self {
+            Variant::Legacy => "xtables-legacy-multi",
+            Variant::Nft | Variant::Nftables => "xtables-nft-multi",
+        };
+        ["/usr/sbin", "/sbin", "/usr/local/sbin"].iter().map(|dir| Path::new(dir).join(name)).find(|path| path.exists())
     }
 }
 
@@ -123,7 +136,7 @@ impl World {
         let config = json!({
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
             "kind": "KubeProxyConfiguration",
-            "mode": "iptables",
+            "mode": self.variant.mode(),
             "clusterCIDR": PODS,
             "hostnameOverride": NODE,
             "healthzBindAddress": "127.0.0.1:10256",
@@ -131,6 +144,7 @@ impl World {
             // The limits of the connection table belong to the host.
             "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
             "iptables": {"minSyncPeriod": "1s", "syncPeriod": "30s"},
+            "nftables": {"minSyncPeriod": "1s", "syncPeriod": "30s", "masqueradeAll": false},
         });
         fs::write(&file, config.to_string()).unwrap();
         file
