@@ -6,35 +6,29 @@ use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::set_socket_linger;
 
-/// Connections to Services, each followed by one straight to an endpoint. In seconds.
+/// Connections one by one, in seconds.
 #[derive(Default)]
 pub struct Connects {
-    pub services: Vec<f64>,
-    pub endpoints: Vec<f64>,
-    /// By how much those to a Service took longer than what came after them.
-    pub added: Vec<f64>,
+    times: Vec<f64>,
     pub failed: usize,
 }
 
 // === impl Connects ===
 
 impl Connects {
-    /// Makes one of each.
-    pub fn add(&mut self, service: (Ipv4Addr, u16), endpoint: (Ipv4Addr, u16)) {
-        let (Some(service), Some(endpoint)) = (connect(service), connect(endpoint)) else {
-            self.failed += 1;
-            return;
-        };
-        self.services.push(service);
-        self.endpoints.push(endpoint);
-        self.added.push(service - endpoint);
+    /// Makes one more.
+    pub fn add(&mut self, to: (Ipv4Addr, u16)) {
+        match connect(to) {
+            Some(time) => self.times.push(time),
+            None => self.failed += 1,
+        }
     }
-}
 
-/// Sorts; the one that so many of 100 do not exceed.
-pub fn percentile(times: &mut [f64], of_100: usize) -> Option<f64> {
-    times.sort_by(f64::total_cmp);
-    times.get(times.len() * of_100 / 100).copied()
+    /// The one that so many of 100 do not exceed.
+    pub fn percentile(&mut self, of_100: usize) -> Option<f64> {
+        self.times.sort_by(f64::total_cmp);
+        self.times.get(self.times.len() * of_100 / 100).copied()
+    }
 }
 
 /// How long it took until a connection stood.

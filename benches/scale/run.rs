@@ -15,7 +15,7 @@ use crate::api::{Api, Kind};
 use crate::bare::{self, Bare};
 use crate::cluster::{BIG_IP, Cluster, DNS, KUBERNETES, POD_PORT, cluster_ip};
 use crate::compile::{self, Compiled};
-use crate::connect::{Connects, percentile};
+use crate::connect::Connects;
 use crate::figures::{self, Figure, Section, Unit};
 use crate::nftables::{self, Elements, Monitor};
 use crate::options::RulesLayout;
@@ -132,6 +132,9 @@ impl Run {
 
     fn all(&mut self) {
         await_quiet_machine(Duration::from_secs(20));
+        if self.wants(Section::Connect) {
+            self.connect_without_rules();
+        }
         let before = stolen();
         if !self.start() {
             return;
@@ -238,28 +241,42 @@ impl Run {
         (0..self.cluster.services).filter(|service| !is_right(service)).count()
     }
 
-    /// Connections to Services all over the cluster, each followed by one to an endpoint itself.
-    fn connect(&mut self) {
+    /// Connections to endpoints, where there are no rules yet.
+    fn connect_without_rules(&mut self) {
         let mut connects = Connects::default();
         for _ in 0..self.order.limits.connects {
-            let service = self.dice.throw(self.cluster.services);
-            let pod = self.cluster.pods(service).next().expect("an endpoint");
-            connects.add(cluster_ip(service), (pod, POD_PORT));
+            connects.add(self.any_endpoint());
         }
-        let Connects { mut services, mut endpoints, mut added, failed } = connects;
+        if let Some(time) = connects.percentile(50) {
+            self.note(Section::Connect, "to an endpoint, before there are rules: median", time, Unit::Seconds, None);
+        }
+    }
+
+    /// Connections to Services all over the cluster, each followed by one to an endpoint: that looks for a Service in vain.
+    fn connect(&mut self) {
+        let (mut services, mut endpoints) = (Connects::default(), Connects::default());
+        for _ in 0..self.order.limits.connects {
+            services.add(cluster_ip(self.dice.throw(self.cluster.services)));
+            endpoints.add(self.any_endpoint());
+        }
         let figures = [
-            (figures::CONNECT, percentile(&mut services, 50)),
-            ("the same, 99 of 100 within", percentile(&mut services, 99)),
-            ("straight to an endpoint, median", percentile(&mut endpoints, 50)),
-            ("the same, 99 of 100 within", percentile(&mut endpoints, 99)),
-            ("what is added for a cluster IP, median of pairs", percentile(&mut added, 50)),
+            (figures::CONNECT, services.percentile(50)),
+            ("the same, 99 of 100 within", services.percentile(99)),
+            ("to an endpoint, past the rules: median", endpoints.percentile(50)),
+            ("the same, 99 of 100 within", endpoints.percentile(99)),
         ];
         for (name, time) in figures {
             if let Some(time) = time {
                 self.note(Section::Connect, name, time, Unit::Seconds, None);
             }
         }
+        let failed = services.failed + endpoints.failed;
         self.note(Section::Connect, figures::CONNECT_FAILED, failed as f64, Unit::Number, None);
+    }
+
+    fn any_endpoint(&mut self) -> (Ipv4Addr, u16) {
+        let service = self.dice.throw(self.cluster.services);
+        (self.cluster.pods(service).next().expect("an endpoint"), POD_PORT)
     }
 
     /// One endpoint after the other is replaced, and the bare tool does the like to other Services.

@@ -1,7 +1,8 @@
 //! What is nftables mode's own. (The tests that are for every mode are beside those of iptables mode.)
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use crate::objects::{Endpoint, Objects, SERVICE_PORT, Service};
@@ -9,7 +10,7 @@ use crate::proxy::{Config, LONG, Mode, Proxy, table};
 use crate::rules::Rules;
 use crate::tools::Variant;
 use crate::traffic::{Call, Outcome, Prober, Probers, Proto, Stream};
-use crate::world::{Case, Fabric, Family, World, eventually};
+use crate::world::{Case, Fabric, Family, Node, World, eventually};
 
 /// Makes two tests out of each function: for both families.
 macro_rules! families {
@@ -32,6 +33,7 @@ macro_rules! families {
 }
 
 families!(
+    choices_are_even_for_any_number,
     a_flush_is_repaired_at_once,
     a_restart_writes_no_element,
     modes_take_over_from_one_another,
@@ -59,6 +61,46 @@ fn cluster(service: &Service) -> Call {
 
 fn node_port(service: &Service) -> Call {
     Call::new(Proto::Tcp, SocketAddr::new(service.family.node(), service.node_port.unwrap()))
+}
+
+/// Which of them a connection goes to, the kernel tells; nobody need answer.
+fn choices_are_even_for_any_number(case: Case) {
+    const EACH: usize = 40;
+    let world = case.world(Fabric::Bridge, 1, 1);
+    let family = world.family();
+    for (n, many) in (1..).zip([3_u8, 7, 100]) {
+        let at = |i: u8| Endpoint { ip: family.pod(Node::B, 20 + i), ..Endpoint::ready(world.pod("b0"), family) };
+        let endpoints: Vec<Endpoint> = (0..many).map(at).collect();
+        let service = Service { endpoints, ..Service::new(&world, &format!("of-{many}"), n, &[]) };
+        let proxy = Proxy::start(&world, &Config::default(), &Objects::new([service.clone()]));
+        let to = SocketAddr::new(service.cluster_ip, SERVICE_PORT);
+        let times = EACH * usize::from(many);
+        world.client.run(|| {
+            for _ in 0..times {
+                let socket = UdpSocket::bind((if to.is_ipv4() { "0.0.0.0" } else { "::" }, 0)).unwrap();
+                socket.send_to(b"?", to).unwrap();
+            }
+        });
+        let flows = world.node.proc_net("nf_conntrack");
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        for line in flows.lines().filter(|line| line.contains("udp")) {
+            let words =
+                |name: &str| line.split_whitespace().filter_map(|word| word.strip_prefix(name)).collect::<Vec<_>>();
+            let (destinations, sources) = (words("dst="), words("src="));
+            if destinations[0].parse() == Ok(to.ip()) {
+                *counts.entry(sources[1].to_owned()).or_default() += 1;
+            }
+        }
+        let total: usize = counts.values().sum();
+        assert!(total > times * 9 / 10 && counts.len() == usize::from(many), "{total} of {times}: {counts:?}");
+        // Pearson's chi-square; the bound is exceeded once in ten million times (Wilson and Hilferty).
+        let (degrees, mean) = (f64::from(many) - 1.0, total as f64 / f64::from(many));
+        let square: f64 = counts.values().map(|count| (*count as f64 - mean).powi(2) / mean).sum();
+        let part = 2.0 / (9.0 * degrees);
+        let bound = degrees * (1.0 - part + 5.2 * part.sqrt()).powi(3);
+        assert!(square < bound, "{many} endpoints: chi-square {square:.1} is not below {bound:.1}: {counts:?}");
+        proxy.terminate();
+    }
 }
 
 /// What others remove comes back as soon as they have removed it, and what ferrule itself changes is not taken for that.
@@ -113,6 +155,15 @@ fn a_restart_writes_no_element(case: Case) {
     let streams =
         [Stream::open(&world.pod("a1").netns, cluster(&service)), Stream::open(&world.client, node_port(&service))];
     let probers = Probers::start(&world, &service, "a2");
+    // With the numbers that the kernel gives them, which are new for those that are written again.
+    let rules = || {
+        let chains =
+            ["pick-services-of-4", "inside-pick-nodeports-of-1", "keep-clients-of-services", "remember-client-ip"];
+        let list =
+            |chain: &str| world.node.exec("nft", &["-a", "list", "chain", ip(world.family()), "kube-proxy", chain], "");
+        chains.map(list)
+    };
+    let before_restarts = rules();
     proxy.crash();
     for _ in 0..3 {
         let before = log(&world).len();
@@ -129,6 +180,7 @@ fn a_restart_writes_no_element(case: Case) {
         probers.go_on(10);
         streams.iter().for_each(|stream| stream.works("after a restart"));
         assert_eq!(cluster(&sticky).make_in(&world.client).endpoint(), Some(home.as_str()));
+        assert_eq!(rules(), before_restarts, "rules that ask maps are dear to write");
         proxy.crash();
     }
     // What has changed meanwhile is caught up with: the client's endpoint is gone.

@@ -258,7 +258,7 @@ fn rules_lead_to_earlier_chains_and_ask_every_set() {
     script.base(&base);
     let text = script.into_text();
     let mut before = BTreeSet::new();
-    for chain in base.client_chains.iter().chain(&base.chains) {
+    for chain in base.netlink_chains.iter().chain(&base.chains) {
         assert!(called_by(chain).all(|name| before.contains(name)), "{chain:?}");
         for rule in text.lines().filter(|line| line.starts_with(&format!("add rule ip kube-proxy {} ", chain.name))) {
             let words: Vec<&str> = rule.split(' ').collect();
@@ -270,7 +270,7 @@ fn rules_lead_to_earlier_chains_and_ask_every_set() {
     let names = |sets: &BTreeSet<Set>| sets.iter().map(|set| set.name()).collect::<BTreeSet<_>>();
     let by_text = asked_by(&base.chains);
     assert_eq!(asked, names(&by_text).iter().map(String::as_str).collect());
-    let by_all: BTreeSet<Set> = by_text.into_iter().chain(asked_by(&base.client_chains)).collect();
+    let by_all: BTreeSet<Set> = by_text.into_iter().chain(asked_by(&base.netlink_chains)).collect();
     assert_eq!(by_all, base.sets.into_iter().collect());
 }
 

@@ -146,7 +146,7 @@ impl<'a> Table<'a> {
             let set = sets.get_mut(&element.set).unwrap_or_else(|| panic!("there is no set for {element:?}"));
             set.add(&element);
         }
-        let all = || base.client_chains.iter().chain(&base.chains);
+        let all = || base.netlink_chains.iter().chain(&base.chains);
         let chains: BTreeMap<&str, &Chain> = all().map(|chain| (chain.name.as_str(), chain)).collect();
         assert_eq!(chains.len(), all().count(), "a chain twice");
         let mut hooks: BTreeMap<_, Vec<_>> = BTreeMap::new();

@@ -99,17 +99,14 @@ impl<R: Run + Clone> Maps<R> {
                 self.refused.retain(|name, _| !names.contains(name));
                 self.queue.put_first(names);
             }
-            Scope::Everything | Scope::Audit if self.is_settled => self.refused.clear(),
-            Scope::Everything | Scope::Audit => {}
+            Scope::Everything | Scope::Audit => self.refused.clear(),
         }
-        // An audit in pieces looks once.
-        let is_audit = *scope == Scope::Audit && self.is_settled;
-        if self.watch.take_disturbed(self.family) || is_audit {
+        if self.watch.take_disturbed(self.family) || *scope == Scope::Audit {
             self.is_known = false;
         }
         if !self.is_known {
             self.adopt(plan).await?;
-        } else if is_everything && self.is_settled {
+        } else if is_everything {
             self.queue.extend(plan.services().keys());
             let gone: Vec<_> = self.held.names().filter(|name| !plan.services().contains_key(*name)).cloned().collect();
             self.queue.extend(&gone);
@@ -193,7 +190,7 @@ impl<R: Run + Clone> Maps<R> {
             match self.is_foreign {
                 true => {
                     script.sets(&base.sets);
-                    script.declare(&base.client_chains);
+                    script.declare(&base.netlink_chains);
                 }
                 false => script.base(base),
             }
@@ -203,12 +200,27 @@ impl<R: Run + Clone> Maps<R> {
         let gone: Vec<Set> = had.filter(|set| !base.sets.contains(set)).copied().collect();
         let input = text(&base);
         let mut transaction = Transaction::new(self.family);
-        base.client_chains.iter().for_each(|chain| transaction.rewrite_chain(chain));
+        // The kernel goes through all elements of a map for each new rule that asks it: those that are right stay.
+        let standing = match &self.written {
+            Some(written) => {
+                let same = written.base.netlink_chains.iter().filter(|chain| base.netlink_chains.contains(chain));
+                same.map(|chain| chain.name.clone()).collect()
+            }
+            None => {
+                let chains = base.netlink_chains.clone();
+                self.with_table(move |table| table.standing(&chains)).await??
+            }
+        };
+        let differ = base.netlink_chains.iter().filter(|chain| !standing.contains(&chain.name));
+        differ.for_each(|chain| transaction.rewrite_chain(chain));
         gone.iter().for_each(|set| transaction.delete_set(&set.name()));
         report.restores += 1;
         report.bytes += input.len();
         let command = command::Command::new("nft", &["-f", "-"]).with_stdin(input.into_bytes());
-        self.watch.expect(self.family);
+        // Without rules, it is told from what others do by taking nothing away.
+        if !self.is_foreign {
+            self.watch.expect(self.family);
+        }
         let output = self.run.run(command, &mut |_| {}).await;
         let failed = match output {
             Ok(output) if output.success() => None,

@@ -3,6 +3,7 @@
 
 mod message;
 
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::ops::ControlFlow;
 
@@ -12,7 +13,7 @@ use netlink_packet_netfilter::{
 };
 
 use super::names::TABLE;
-use super::ruleset::{Element, Set};
+use super::ruleset::{Chain, Element, Set};
 use crate::net::IpFamily;
 use crate::netlink::{Bus, Connection, End, Message};
 
@@ -95,6 +96,30 @@ impl Table {
             }
         })?;
         Ok(Some(found).filter(|found| !found.chains.is_empty() || !found.sets.is_empty()))
+    }
+
+    /// Which of these chains have the rules that they shall have. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// The same.
+    pub fn standing(&mut self, chains: &[Chain]) -> io::Result<BTreeSet<String>> {
+        let family = self.family;
+        let mut found: HashMap<String, Vec<Vec<u8>>> = HashMap::new();
+        let by_table = [(message::OF_TABLE, TABLE)];
+        let begin = |found: &mut HashMap<_, _>| found.clear();
+        self.list(message::GET_RULE, &by_table, &mut found, begin, |found, message| {
+            if table_name(message).as_deref() == Some(TABLE)
+                && let Some((chain, expressions)) = message::rule(message)
+            {
+                found.entry(chain).or_default().push(expressions);
+            }
+        })?;
+        let stands = |chain: &&Chain| {
+            let told = found.get(&chain.name).map_or(&[][..], Vec::as_slice);
+            message::are_rules_of(chain, family, told)
+        };
+        Ok(chains.iter().filter(stands).map(|chain| chain.name.clone()).collect())
     }
 
     /// The elements of one of our sets with their comments, and how many there are that ours cannot have. Blocks.

@@ -37,7 +37,7 @@ pub fn whole(plan: &Plan, style: &Style) -> String {
     let mut script = Script::new(plan.node.family);
     let base = base(&plan.node, style, &held.timeouts());
     script.base(&base);
-    script.client_chains(&base.client_chains);
+    script.netlink_chains(&base.netlink_chains);
     let elements: BTreeMap<_, _> = held.elements().collect();
     for (element, owner) in elements {
         script.element(&element, owner);
@@ -102,7 +102,7 @@ impl Script {
     pub fn base(&mut self, base: &Base) {
         self.sets(&base.sets);
         self.node_port_ips(&base.node_port_ips);
-        self.declare(&base.client_chains);
+        self.declare(&base.netlink_chains);
         self.chains(&base.chains);
     }
 
@@ -114,7 +114,7 @@ impl Script {
     }
 
     /// Chains that `nft` cannot read, for people.
-    fn client_chains(&mut self, chains: &[Chain]) {
+    fn netlink_chains(&mut self, chains: &[Chain]) {
         for chain in chains {
             for rule in &chain.rules {
                 let words = Words(self.family, rule);

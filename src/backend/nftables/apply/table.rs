@@ -83,5 +83,5 @@ pub(super) fn remove_foreign(table: &mut Table, family: IpFamily, chains: Vec<St
 /// Names of all chains that ours may have.
 fn own_chains() -> BTreeSet<String> {
     let any = base(&NodePlan::unknown(IpFamily::V4), &Style { mark: 0 }, &BTreeSet::new());
-    any.chains.into_iter().chain(any.client_chains).map(|chain| chain.name).collect()
+    any.chains.into_iter().chain(any.netlink_chains).map(|chain| chain.name).collect()
 }

@@ -43,8 +43,8 @@ pub struct Base {
     pub sets: Vec<Set>,
     /// Chains. Each refers to such as come before it.
     pub chains: Vec<Chain>,
-    /// Chains that `nft` cannot read, which come before those.
-    pub client_chains: Vec<Chain>,
+    /// Chains that `nft` cannot read and that are written over netlink. Others lead to them.
+    pub netlink_chains: Vec<Chain>,
     /// Elements of [`Set::NodePortIps`].
     pub node_port_ips: Vec<IpAddr>,
 }
@@ -54,11 +54,11 @@ pub fn base(node: &NodePlan, style: &Style, timeouts: &BTreeSet<u32>) -> Base {
     let mut sets = Set::constant();
     sets.extend(timeouts.iter().map(|seconds| Set::Kept(*seconds)));
     let compiler = Compiler { node, style };
-    let (mut chains, mut client_chains) = (Vec::new(), Vec::new());
+    let (mut chains, mut netlink_chains) = (Vec::new(), Vec::new());
     for site in Site::ALL {
         for way in Way::ALL {
-            client_chains.extend((0..=MAX_SIZE).map(|size| draw(site, way, size)));
-            client_chains.push(keep(site, way, timeouts));
+            netlink_chains.extend((0..=MAX_SIZE).map(|size| draw(site, way, size)));
+            netlink_chains.push(keep(site, way, timeouts));
             chains.push(pick(site, way));
         }
         chains.push(compiler.traffic_of_this_node(site));
@@ -80,8 +80,8 @@ pub fn base(node: &NodePlan, style: &Style, timeouts: &BTreeSet<u32>) -> Base {
         NodePortAddresses::All => Vec::new(),
         NodePortAddresses::Only(addresses) => addresses.clone(),
     };
-    client_chains.push(remember(timeouts));
-    Base { sets, chains, client_chains, node_port_ips }
+    netlink_chains.push(remember(timeouts));
+    Base { sets, chains, netlink_chains, node_port_ips }
 }
 
 struct Compiler<'a> {

@@ -49,6 +49,7 @@ pub(super) const DEL_TABLE: u8 = 2;
 pub(super) const GET_CHAIN: u8 = 4;
 pub(super) const DEL_CHAIN: u8 = 5;
 pub(super) const NEW_RULE: u8 = 6;
+pub(super) const GET_RULE: u8 = 7;
 pub(super) const DEL_RULE: u8 = 8;
 pub(super) const GET_SET: u8 = 10;
 pub(super) const DEL_SET: u8 = 11;
@@ -67,8 +68,9 @@ pub(super) const OF_TABLE: u16 = 1;
 pub(super) const OF_SET: u16 = 2;
 /// `NFTA_CHAIN_NAME`
 pub(super) const CHAIN_NAME: u16 = 3;
-/// `NFTA_RULE_CHAIN`
-pub(super) const RULE_CHAIN: u16 = 2;
+/// `NFTA_RULE_CHAIN`, `NFTA_RULE_EXPRESSIONS`
+const RULE_CHAIN: u16 = 2;
+const RULE_EXPRESSIONS: u16 = 4;
 // `NFTA_SET_…`
 const SET_FLAGS: u16 = 3;
 const SET_KEY_LENGTH: u16 = 5;
@@ -431,6 +433,25 @@ fn field_length(field: Field, family: IpFamily) -> usize {
         (Field::Address, IpFamily::V6) | (Field::Label, _) => 16,
         (Field::Address, IpFamily::V4) | (Field::Protocol | Field::Port | Field::Number, _) => 4,
     }
+}
+
+/// The chain of the rule that a message is about, and its expressions.
+pub(super) fn rule(message: &[u8]) -> Option<(String, Vec<u8>)> {
+    let (mut chain, mut expressions) = (None, Vec::new());
+    for attribute in NlasIterator::new(message.get(HEADER..)?).flatten() {
+        match attribute.kind() & !NESTED {
+            RULE_CHAIN => chain = text(attribute.value()),
+            RULE_EXPRESSIONS => expressions = attribute.value().to_vec(),
+            _ => {}
+        }
+    }
+    Some((chain?, expressions))
+}
+
+/// Whether these are the rules of a chain.
+pub(super) fn are_rules_of(chain: &Chain, family: IpFamily, told: &[Vec<u8>]) -> bool {
+    told.len() == chain.rules.len()
+        && chain.rules.iter().zip(told).all(|(rule, told)| expressions::is_rule(rule, family, told))
 }
 
 /// The name of the chain that a message is about.
