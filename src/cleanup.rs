@@ -60,6 +60,19 @@ pub async fn everything() -> anyhow::Result<()> {
     }
 }
 
+/// With `--init-only`: removes what other modes left, as far as it can be. Whoever starts the proxy afterwards may not be
+/// allowed to. (The modes iptables and ipvs share chains, and take over from one another.)
+pub async fn other_modes(mode: ProxyMode) {
+    let cleaner = Cleaner::new(System, "/proc");
+    let complaints = match mode {
+        ProxyMode::Iptables | ProxyMode::Ipvs => cleaner.nftables().await,
+        ProxyMode::Nftables => cleaner.iptables_and_ipvs().await,
+    };
+    for complaint in complaints {
+        tracing::error!(err = %complaint, %mode, "leftovers of another mode stay; going on");
+    }
+}
+
 /// Removes what only other modes have, as soon as this one serves, so that no packet is without rules in between.
 /// (kube-proxy removes it at its start, before it has written anything.)
 pub struct FormerMode {

@@ -190,6 +190,9 @@ async fn start(config: &Config, connection: Option<Arc<Connection>>) -> anyhow::
     tracing::info!(version = config.version, ferrule = env!("CARGO_PKG_VERSION"), "Version info");
     let sysctls = Sysctls::of_the_kernel();
     let _instance = Instance::acquire().await.context("cannot see to it that only one ferrule runs here")?;
+    if config.action == Action::InitOnly {
+        cleanup::other_modes(config.mode).await;
+    }
     let (sender, mut events) = mpsc::channel(EVENT_BACKLOG);
     let kernel = match config.mode {
         ProxyMode::Iptables | ProxyMode::Ipvs => Kernel::Iptables(iptables_tools(&sysctls).await?),
