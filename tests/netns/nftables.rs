@@ -384,7 +384,8 @@ fn loopback_addresses_serve_node_ports_if_asked(case: Case) {
 
 /// After random changes the table is that of a proxy that starts with the last objects.
 fn many_changes_end_in_the_same_state(case: Case) {
-    const CHANGES: usize = 120;
+    const CHANGES: usize = 1_000;
+    const AT_ONCE: usize = 25;
     let world = case.world(Fabric::Bridge, 3, 2);
     let family = world.family();
     let pods = ["a0", "a1", "a2", "b0", "b1"];
@@ -398,8 +399,8 @@ fn many_changes_end_in_the_same_state(case: Case) {
     };
     let mut objects = Objects::new([Service::new(&world, "s1", 1, &["a0"])]);
     let proxy = Proxy::start(&world, &Config::default(), &objects);
-    for _ in 0..CHANGES / 10 {
-        for _ in 0..10 {
+    for _ in 0..CHANGES / AT_ONCE {
+        for _ in 0..AT_ONCE {
             let n = 1 + next(12);
             let name = format!("s{n}");
             objects.services.retain(|service| service.name != name);

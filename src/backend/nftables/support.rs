@@ -2,14 +2,14 @@
 //!
 //! | feature | Linux | where |
 //! |---|---|---|
-//! | tables, hash sets, verdicts | 3.13, for `inet_service` in all protocols (`th`) 3.13 | everything |
-//! | `update` of maps by rules, elements that end | 4.3 | `client-ip-endpoints` |
+//! | sets and maps with keys of several fields (`NFT_SET_MAP`), comments of elements | 4.1 | everything |
+//! | maps that rules add to (`NFT_SET_EVAL`, `NFT_SET_TIMEOUT`) | 4.3 | `client-ip-endpoints` |
 //! | `numgen random` | 4.9 | drawing an endpoint |
-//! | `fib` | 4.10 | node ports on all addresses; connections from this node |
-//! | original addresses of connections in both families | 4.17 | `remember-client-ip` |
-//! | translation to address and port from a map | 5.6, in listings `dnat ip to` | everything |
-//! | ranges within concatenations | 5.6 | `allowed-sources` |
-//! | kube-proxy's own requirement | 5.13 | asked for in any case |
+//! | `fib`; labels of connections (`ct label set`, `NF_CONNTRACK_LABELS`) | 4.10 | node ports on all addresses, connections from this node; session affinity |
+//! | ranges in keys of several fields (`NFT_SET_INTERVAL`, `NFTA_SET_ELEM_KEY_END`) | 5.6 | `allowed-sources` |
+//! | what kube-proxy asks for | 5.13 | |
+//!
+//! What `nft` cannot say ([`crate::backend::nftables::compile::base`]) is not part of the look at the start.
 
 use crate::backend::nftables::compile::{Style, base};
 use crate::backend::nftables::render::Script;
