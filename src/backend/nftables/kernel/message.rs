@@ -3,12 +3,14 @@
 //! Numbers are big-endian, but for what rules calculate: `numgen` gives the machine's own order.
 
 mod expressions;
+mod reader;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_core::NlasIterator;
 
+use self::reader::Reader;
 use crate::backend::nftables::diff::comment;
 use crate::backend::nftables::ruleset::{Chain, Element, Field, Frontend, Key, Label, Set, Site, Value};
 use crate::model::ServicePortName;
@@ -557,54 +559,6 @@ fn net(start: IpAddr, end: IpAddr) -> Option<IpNet> {
     let prefix = max - u8::try_from(u128::BITS - differ.leading_zeros()).ok()?;
     let net = IpNet::new(start, prefix).ok()?;
     (net.network() == start && net.broadcast() == end).then_some(net)
-}
-
-/// Fields one after the other, each in whole words.
-struct Reader<'a> {
-    family: IpFamily,
-    bytes: &'a [u8],
-}
-
-// === impl Reader ===
-
-impl Reader<'_> {
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (taken, rest) = self.bytes.split_first_chunk::<N>()?;
-        self.bytes = rest;
-        Some(*taken)
-    }
-
-    fn ip(&mut self) -> Option<IpAddr> {
-        Some(match self.family {
-            IpFamily::V4 => IpAddr::V4(Ipv4Addr::from(self.take::<4>()?)),
-            IpFamily::V6 => IpAddr::V6(Ipv6Addr::from(self.take::<16>()?)),
-        })
-    }
-
-    fn protocol(&mut self) -> Option<Protocol> {
-        let [number, ..] = self.take::<4>()?;
-        Protocol::from_number(number)
-    }
-
-    fn port(&mut self) -> Option<u16> {
-        let [high, low, ..] = self.take::<4>()?;
-        Some(u16::from_be_bytes([high, low]))
-    }
-
-    fn number(&mut self) -> Option<u32> {
-        Some(u32::from_ne_bytes(self.take::<4>()?))
-    }
-
-    fn label(&mut self) -> Option<Label> {
-        Some(Label(u128::from_be_bytes(self.take::<16>()?)))
-    }
-
-    fn frontend(&mut self, site: Site) -> Option<Frontend> {
-        Some(match site {
-            Site::Address => Frontend::Address(self.ip()?, self.protocol()?, self.port()?),
-            Site::NodePort => Frontend::NodePort(self.protocol()?, self.port()?),
-        })
-    }
 }
 
 #[cfg(test)]

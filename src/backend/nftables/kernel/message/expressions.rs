@@ -129,7 +129,7 @@ fn number(kind: u16, value: u32) -> (u16, Vec<u8>) {
 
 /// A register by the number of words before it, as the kernel tells of it. (`nft_dump_register`)
 fn register(kind: u16, words: u32) -> (u16, Vec<u8>) {
-    number(kind, if words % 4 == 0 { WHOLE + words / 4 } else { PART + words })
+    number(kind, if words.is_multiple_of(4) { WHOLE + words / 4 } else { PART + words })
 }
 
 fn zero_ended(text: &str) -> Vec<u8> {
