@@ -13,7 +13,9 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::model::{EndpointSlice, Hints, Kind, Node, ObjectRef, Problem, Service, ServiceName};
+use ipnet::IpNet;
+
+use crate::model::{EndpointSlice, Hints, Kind, Node, ObjectRef, Problem, Service, ServiceCidr, ServiceName};
 use crate::net::IpFamily;
 
 use shared::Shared;
@@ -32,6 +34,8 @@ pub enum Event {
     EndpointSlice(Arc<EndpointSlice>),
     /// The Node object of this node was added or changed.
     Node(Arc<Node>),
+    /// A ServiceCIDR was added or changed.
+    ServiceCidr(Arc<ServiceCidr>),
     /// The addresses of this node's interfaces, all of them, sorted.
     Addresses(Arc<[IpAddr]>),
     /// An object was deleted, or no longer has anything that rules depend on.
@@ -53,7 +57,7 @@ pub enum Changed {
     Service(ServiceName, Families),
     /// Services that a listing no longer held.
     Services(BTreeSet<ServiceName>),
-    /// Whatever depends on the node or its addresses.
+    /// Whatever depends on the node, its addresses or the networks of Services, and not on one Service.
     Node,
 }
 
@@ -84,7 +88,8 @@ pub struct ClusterState {
     owners: HashMap<SliceName, ServiceName>,
     node: Option<Arc<Node>>,
     addresses: Option<Arc<[IpAddr]>>,
-    listings: [Listing; 3],
+    service_cidrs: BTreeMap<Arc<str>, CidrEntry>,
+    listings: [Listing; 4],
     /// Names of namespaces and ports.
     names: Shared<str>,
     hints: Shared<Hints>,
@@ -100,6 +105,14 @@ struct Entry {
     /// Listing in which the Service was last mentioned.
     seen: u32,
     slices: Slices,
+}
+
+/// What is known about one ServiceCIDR.
+#[derive(Debug)]
+struct CidrEntry {
+    object: Arc<ServiceCidr>,
+    /// Listing in which it was last mentioned.
+    seen: u32,
 }
 
 /// Where the listing of one kind stands.
@@ -130,6 +143,7 @@ impl ClusterState {
             Event::Service(service) => self.put_service(service),
             Event::EndpointSlice(slice) => self.put_slice(slice),
             Event::Node(node) => self.put_node(node),
+            Event::ServiceCidr(object) => self.put_service_cidr(object),
             Event::Addresses(addresses) => self.put_addresses(addresses),
             Event::Deleted(object) => self.delete(&object),
             Event::Unreadable(object) => {
@@ -140,11 +154,12 @@ impl ClusterState {
         }
     }
 
-    /// Whether every kind has been listed once and the node's addresses are known: before that no
+    /// Whether every kind but ServiceCIDR has been listed once and the node's addresses are known: before that no
     /// rule may be written (kube-proxy: the "synced" gate in front of the first sync, and the wait
     /// for the Node before it).
     pub fn is_synced(&self) -> bool {
-        self.listings.iter().all(|listing| listing.synced) && self.addresses.is_some()
+        let needed = [Kind::Service, Kind::EndpointSlice, Kind::Node];
+        needed.into_iter().all(|kind| self.has_listed(kind)) && self.addresses.is_some()
     }
 
     /// Whether a kind has been listed once.
@@ -160,6 +175,12 @@ impl ClusterState {
     /// The addresses of this node's interfaces; `None` until they were read.
     pub fn addresses(&self) -> Option<&[IpAddr]> {
         self.addresses.as_deref()
+    }
+
+    /// The networks that Services get their addresses from, as far as ServiceCIDR objects say: in order, each once. (Of
+    /// two objects with the same network one can go; kube-proxy forgets the network then.)
+    pub fn service_cidrs(&self) -> BTreeSet<IpNet> {
+        self.service_cidrs.values().flat_map(|entry| entry.object.cidrs.iter().copied()).collect()
     }
 
     /// All Services, in order of their names.
@@ -182,20 +203,22 @@ impl ClusterState {
     }
 
     fn listing(&self, kind: Kind) -> &Listing {
-        let [service, slice, node] = &self.listings;
+        let [service, slice, node, service_cidr] = &self.listings;
         match kind {
             Kind::Service => service,
             Kind::EndpointSlice => slice,
             Kind::Node => node,
+            Kind::ServiceCidr => service_cidr,
         }
     }
 
     fn listing_mut(&mut self, kind: Kind) -> &mut Listing {
-        let [service, slice, node] = &mut self.listings;
+        let [service, slice, node, service_cidr] = &mut self.listings;
         match kind {
             Kind::Service => service,
             Kind::EndpointSlice => slice,
             Kind::Node => node,
+            Kind::ServiceCidr => service_cidr,
         }
     }
 
@@ -273,6 +296,22 @@ impl ClusterState {
         changed
     }
 
+    fn put_service_cidr(&mut self, object: Arc<ServiceCidr>) -> Changed {
+        let seen = self.listing(Kind::ServiceCidr).number;
+        self.change_service_cidrs(|known| {
+            known.insert(object.name.clone(), CidrEntry { object, seen });
+        })
+    }
+
+    fn change_service_cidrs(&mut self, change: impl FnOnce(&mut BTreeMap<Arc<str>, CidrEntry>)) -> Changed {
+        let before = self.service_cidrs();
+        change(&mut self.service_cidrs);
+        match self.service_cidrs() == before {
+            true => Changed::Nothing,
+            false => Changed::Node,
+        }
+    }
+
     fn put_addresses(&mut self, addresses: Arc<[IpAddr]>) -> Changed {
         if self.addresses.as_ref() == Some(&addresses) {
             return Changed::Nothing;
@@ -285,6 +324,7 @@ impl ClusterState {
         match object.kind {
             // kube-proxy goes on with the node it last saw.
             Kind::Node => Changed::Nothing,
+            Kind::ServiceCidr => self.change_service_cidrs(|known| _ = known.remove(&object.name)),
             Kind::Service => {
                 let name = ServiceName::within(object.namespace.clone(), &object.name);
                 match self.services.get_mut(&name).and_then(|entry| entry.service.take()) {
@@ -324,6 +364,11 @@ impl ClusterState {
                     entry.slices.keep(&object.name, seen);
                 }
             }
+            Kind::ServiceCidr => {
+                if let Some(entry) = self.service_cidrs.get_mut(&object.name) {
+                    entry.seen = seen;
+                }
+            }
         }
     }
 
@@ -334,6 +379,9 @@ impl ClusterState {
         let mut gone = BTreeSet::new();
         match kind {
             Kind::Node => {}
+            Kind::ServiceCidr => {
+                return self.change_service_cidrs(|known| known.retain(|_, entry| entry.seen == number));
+            }
             Kind::Service => {
                 for (name, entry) in &mut self.services {
                     if entry.seen != number && entry.service.take().is_some() {

@@ -7,6 +7,7 @@
 pub mod endpoint;
 pub mod node;
 pub mod service;
+pub mod service_cidr;
 pub mod wire;
 
 use std::fmt;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 pub use endpoint::{Conditions, Endpoint, EndpointSlice, Endpoints, Hints, SlicePort};
 pub use node::Node;
 pub use service::{Service, ServicePort};
+pub use service_cidr::ServiceCidr;
 
 use crate::net::Protocol;
 
@@ -98,6 +100,8 @@ pub enum Kind {
     EndpointSlice,
     /// `v1/Node`, this node alone.
     Node,
+    /// `networking.k8s.io/v1/ServiceCIDR`
+    ServiceCidr,
 }
 
 impl fmt::Display for Kind {
@@ -106,6 +110,7 @@ impl fmt::Display for Kind {
             Kind::Service => "Service",
             Kind::EndpointSlice => "EndpointSlice",
             Kind::Node => "Node",
+            Kind::ServiceCidr => "ServiceCIDR",
         })
     }
 }
@@ -115,7 +120,7 @@ impl fmt::Display for Kind {
 pub struct ObjectRef {
     /// Its kind.
     pub kind: Kind,
-    /// Its namespace; empty for a Node.
+    /// Its namespace; empty for a Node and a ServiceCIDR.
     pub namespace: Arc<str>,
     /// Its name.
     pub name: Arc<str>,

@@ -42,6 +42,9 @@ pub struct NodePlan {
     pub pod_traffic: Option<PodTraffic>,
     /// Everything that is sent to cluster IPs is masqueraded.
     pub masquerade_all: bool,
+    /// Networks whose addresses only Services have, sorted: what is sent to one that no Service has is dropped. Only
+    /// where maps balance; otherwise nobody asks.
+    pub service_cidrs: Vec<IpNet>,
     /// What else there is to know where virtual servers balance ([`build::Balancing::VirtualServers`]).
     pub virtual_servers: Option<VirtualServerNode>,
 }
@@ -248,6 +251,7 @@ impl NodePlan {
             localhost_node_ports: false,
             pod_traffic: None,
             masquerade_all: false,
+            service_cidrs: Vec::new(),
             virtual_servers: None,
         }
     }

@@ -27,7 +27,7 @@ use crate::metrics::{Metrics, Probe, Readers, Watch};
 use crate::model::Node;
 use crate::net::IpFamily;
 use crate::plan::build::DetectLocal;
-use crate::source::api::{Connection, Liveness, Rate};
+use crate::source::api::{Connection, Interest, Liveness, Rate};
 use crate::startup::node::{self, Early, NodeLog};
 use crate::sync::Pipeline;
 use crate::sync::drive::drive;
@@ -294,7 +294,11 @@ fn start_source(
     let node: Arc<str> = config.planning.node_name.clone();
     if let Some(connection) = connection {
         tracing::info!(server = connection.server(), %node, "watching the API server");
-        tokio::spawn(async move { source::api::run(&connection, &node, events, begun).await });
+        let service_cidrs = config.planning.uses_service_cidrs();
+        tokio::spawn(async move {
+            let interest = Interest { node_name: &node, service_cidrs };
+            source::api::run(&connection, interest, events, begun).await;
+        });
         return;
     }
     let paths = config.manifests.clone();

@@ -173,7 +173,8 @@ impl<B: Backend> Worker<B> {
         let unknown = Node::default();
         let node = state.node().map_or(&unknown, |node| &**node);
         if dirty.node || dirty.everything {
-            let node_plan = node_plan(family, settings, node, state.addresses().unwrap_or_default());
+            let addresses = state.addresses().unwrap_or_default();
+            let node_plan = node_plan(family, settings, node, addresses, &state.service_cidrs());
             if *self.plan.node != node_plan {
                 self.plan.node = Arc::new(node_plan);
             }

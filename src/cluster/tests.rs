@@ -129,7 +129,7 @@ fn a_listing_removes_what_it_did_not_mention_when_it_is_complete() {
 }
 
 #[test]
-fn it_is_synced_when_everything_was_listed_once() {
+fn it_is_synced_when_everything_but_networks_of_services_was_listed_once() {
     let mut state = ClusterState::new();
     state.apply(Event::Addresses([].into()));
     for kind in [Kind::Node, Kind::Service, Kind::EndpointSlice] {
@@ -141,6 +141,31 @@ fn it_is_synced_when_everything_was_listed_once() {
     // Listing again does not take that back: rules go on being kept up.
     state.apply(Event::Listing(Kind::Service));
     assert!(state.is_synced());
+}
+
+#[test]
+fn networks_of_services_are_those_of_all_objects_together() {
+    let mut state = ClusterState::new();
+    let service_cidr = |name: &str, cidrs: &[&str]| {
+        let cidrs = cidrs.iter().map(|net| net.parse().unwrap()).collect();
+        Event::ServiceCidr(Arc::new(ServiceCidr { name: name.into(), cidrs }))
+    };
+    let of = |name: &str| ObjectRef::new(Kind::ServiceCidr, "", name);
+    let nets = |state: &ClusterState| state.service_cidrs().iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(state.apply(service_cidr("b", &["fd00::/108", "10.96.0.0/16"])), Changed::Node);
+    assert_eq!(state.apply(service_cidr("a", &["10.96.0.0/16"])), Changed::Nothing, "another has it already");
+    assert_eq!(state.apply(service_cidr("c", &["10.98.0.0/24"])), Changed::Node);
+    assert_eq!(nets(&state), ["10.96.0.0/16", "10.98.0.0/24", "fd00::/108"]);
+    assert_eq!(state.apply(service_cidr("c", &["10.98.0.0/25"])), Changed::Node);
+    assert_eq!(state.apply(Event::Deleted(of("b"))), Changed::Node);
+    assert_eq!(nets(&state), ["10.96.0.0/16", "10.98.0.0/25"]);
+    assert_eq!(state.apply(Event::Deleted(of("b"))), Changed::Nothing);
+
+    state.apply(Event::Listing(Kind::ServiceCidr));
+    state.apply(Event::Unreadable(of("c")));
+    assert_eq!(state.apply(Event::Synced(Kind::ServiceCidr)), Changed::Node, "one is not there any more");
+    assert_eq!(nets(&state), ["10.98.0.0/25"]);
+    assert!(state.has_listed(Kind::ServiceCidr));
 }
 
 #[test]

@@ -171,13 +171,9 @@ mod tests {
 
     fn plan(addresses: NodePortAddresses, services: &[(&str, &str, u16, &[u8])]) -> Plan {
         let node = NodePlan {
-            family: IpFamily::V4,
             node_port_addresses: NodePortAddresses::All,
             health_check_addresses: addresses,
-            localhost_node_ports: false,
-            pod_traffic: None,
-            masquerade_all: false,
-            virtual_servers: None,
+            ..NodePlan::unknown(IpFamily::V4)
         };
         let service = |(service, port, node_port, here): &(&str, &str, u16, &[u8])| {
             let ready_here = here.iter().map(|n| [10, 0, 0, *n].into()).collect();

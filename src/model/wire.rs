@@ -1,4 +1,4 @@
-//! Services, EndpointSlices and Nodes as the API writes them (JSON, or YAML in manifests), trimmed
+//! Services, EndpointSlices, Nodes and ServiceCIDRs as the API writes them (JSON, or YAML in manifests), trimmed
 //! to what ferrule reads: managed fields, owner references, selectors and the like are skipped by
 //! the parser and never allocated, and texts are borrowed from the input where it has them as they
 //! are. Types are as tolerant as the API's own decoding (everything may be absent or null, numbers are
@@ -234,6 +234,26 @@ pub struct Hints<'a> {
 pub struct ForName<'a> {
     #[serde(borrow)]
     pub name: Option<Text<'a>>,
+}
+
+/// `networking.k8s.io/v1/ServiceCIDR`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+#[allow(missing_docs, reason = "field names are the API's own")]
+pub struct ServiceCidr<'a> {
+    #[serde(borrow, deserialize_with = "nullable")]
+    pub metadata: Meta<'a>,
+    #[serde(borrow, deserialize_with = "nullable")]
+    pub spec: ServiceCidrSpec<'a>,
+}
+
+/// `ServiceCIDR.spec`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+#[allow(missing_docs, reason = "field names are the API's own")]
+pub struct ServiceCidrSpec<'a> {
+    #[serde(borrow, deserialize_with = "nullable")]
+    pub cidrs: Vec<Text<'a>>,
 }
 
 /// `v1/Node`

@@ -123,6 +123,11 @@ impl Settings {
         (by_networks || self.balancing == Balancing::Maps) && self.localhost_node_ports(IpFamily::V4, &Node::default())
     }
 
+    /// Whether it matters which networks Services get their addresses from.
+    pub fn uses_service_cidrs(&self) -> bool {
+        self.balancing == Balancing::Maps
+    }
+
     /// Whether node ports answer on loopback addresses of a family. (kube-proxy: localhost node
     /// ports are IPv4 only, and only if `nodePortAddresses` cover the loopback network.)
     pub fn localhost_node_ports(&self, family: IpFamily, node: &Node) -> bool {
@@ -141,11 +146,18 @@ pub fn plan(state: &ClusterState, family: IpFamily, settings: &Settings, node: &
     let context = PlanContext::new(family, settings, node);
     let planned = state.services().flat_map(|(service, slices)| context.plan(service, slices));
     let services = planned.map(|(name, plan)| (name, Arc::new(plan))).collect();
-    Plan::new(Arc::new(node_plan(family, settings, node, addresses)), services)
+    Plan::new(Arc::new(node_plan(family, settings, node, addresses, &state.service_cidrs())), services)
 }
 
-/// Plans what does not belong to one Service. `addresses` are those of this node's interfaces.
-pub fn node_plan(family: IpFamily, settings: &Settings, node: &Node, addresses: &[IpAddr]) -> NodePlan {
+/// Plans what does not belong to one Service. `addresses` are those of this node's interfaces, `service_cidrs` the
+/// networks that Services get their addresses from.
+pub fn node_plan(
+    family: IpFamily,
+    settings: &Settings,
+    node: &Node,
+    addresses: &[IpAddr],
+    service_cidrs: &BTreeSet<IpNet>,
+) -> NodePlan {
     let nets = settings.node_port_nets(family, node);
     let localhost_node_ports = settings.localhost_node_ports(family, node);
     let virtual_servers = (settings.balancing == Balancing::VirtualServers)
@@ -161,6 +173,7 @@ pub fn node_plan(family: IpFamily, settings: &Settings, node: &Node, addresses: 
             NodePortAddresses::Only(only)
         }
     };
+    let concerns = |net: &&IpNet| settings.uses_service_cidrs() && IpFamily::of_net(**net) == family;
     NodePlan {
         family,
         node_port_addresses: within(localhost_node_ports && settings.balancing != Balancing::Maps),
@@ -168,6 +181,7 @@ pub fn node_plan(family: IpFamily, settings: &Settings, node: &Node, addresses: 
         localhost_node_ports,
         pod_traffic: pod_traffic(family, settings, node),
         masquerade_all: settings.masquerade_all,
+        service_cidrs: service_cidrs.iter().filter(concerns).copied().collect(),
         virtual_servers,
     }
 }

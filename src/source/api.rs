@@ -1,4 +1,4 @@
-//! An API server as the source: Services, EndpointSlices and the one Node, listed and watched.
+//! An API server as the source: Services, EndpointSlices, the one Node and, if wanted, ServiceCIDRs, listed and watched.
 //!
 //! We drive kube's [`Client`](kube::Client) ourselves rather than through `kube::runtime::watcher`,
 //! which cannot do what is needed here: its streaming list begins at version 0 (any replica's cache,
@@ -32,16 +32,34 @@ use super::Events;
 #[cfg(feature = "fixtures")]
 use crate::{cluster::Event, model::Kind};
 
+/// What to watch besides Services and EndpointSlices.
+#[derive(Clone, Copy, Debug)]
+pub struct Interest<'a> {
+    /// The name of the one Node.
+    pub node_name: &'a str,
+    /// Whether it is of interest which networks Services get their addresses from. (kube-proxy asks in any mode, and
+    /// needs it in nftables mode.)
+    pub service_cidrs: bool,
+}
+
 /// Lists and watches all kinds and sends what there is to know; Services and EndpointSlices only once
 /// `begin` has ended, because they may be many and nobody takes them before. Ends only when the
 /// receiver is gone: every failure is logged and tried again.
-pub async fn run(connection: &Connection, node_name: &str, events: Events, begin: impl Future<Output = ()>) {
-    let watch = |resource| Watch::new(connection, resource, node_name, events.clone()).run();
+pub async fn run(connection: &Connection, interest: Interest<'_>, events: Events, begin: impl Future<Output = ()>) {
+    let watch = |resource| Watch::new(connection, resource, interest.node_name, events.clone());
+    let (services, slices) = (watch(Resource::services()), watch(Resource::endpoint_slices()));
     let others = async {
         begin.await;
-        tokio::join!(watch(Resource::services()), watch(Resource::endpoint_slices()))
+        tokio::join!(services.run(), slices.run())
     };
-    let watches = async { tokio::join!(watch(Resource::node(node_name)), others) };
+    let node = watch(Resource::node(interest.node_name));
+    let service_cidrs = interest.service_cidrs.then(|| watch(Resource::service_cidrs()));
+    let service_cidrs = async {
+        if let Some(watch) = service_cidrs {
+            watch.run().await;
+        }
+    };
+    let watches = async { tokio::join!(node.run(), service_cidrs, others) };
     tokio::select! {
         _ = watches => {}
         () = events.closed() => {}
@@ -65,6 +83,7 @@ pub fn read_page(kind: Kind, body: &[u8], node_name: &str) -> Result<Vec<Event>,
         Kind::Service => Resource::services(),
         Kind::EndpointSlice => Resource::endpoint_slices(),
         Kind::Node => Resource::node(node_name),
+        Kind::ServiceCidr => Resource::service_cidrs(),
     };
     let page = watch::page(&resource, body).map_err(|failure| failure.to_string())?;
     let objects = page.items.unwrap_or_default().into_iter();

@@ -150,11 +150,12 @@ pub enum ManifestsError {
 
 /// Makes the first changes a complete listing.
 fn listing(changes: Vec<Event>) -> Vec<Event> {
-    let mut listing = Vec::with_capacity(changes.len() + 6);
+    let mut listing = Vec::with_capacity(changes.len() + 8);
     let mut rest = changes;
-    for kind in [Kind::Node, Kind::Service, Kind::EndpointSlice] {
+    for kind in [Kind::Node, Kind::ServiceCidr, Kind::Service, Kind::EndpointSlice] {
         let is_of_kind = |event: &Event| match event {
             Event::Node(_) => kind == Kind::Node,
+            Event::ServiceCidr(_) => kind == Kind::ServiceCidr,
             Event::Service(_) => kind == Kind::Service,
             Event::EndpointSlice(_) => kind == Kind::EndpointSlice,
             _ => false,

@@ -41,6 +41,7 @@ families!(
     tables_that_nft_cannot_list_are_no_obstacle,
     what_the_kernel_refuses_stays_with_its_service,
     loopback_addresses_serve_node_ports_if_asked,
+    addresses_that_no_service_has_are_dropped,
     many_changes_end_in_the_same_state,
 );
 
@@ -380,6 +381,52 @@ fn loopback_addresses_serve_node_ports_if_asked(case: Case) {
             }
         }
     }
+}
+
+/// Within the networks of ServiceCIDRs, and as long as there is one. Somebody outside has that address, and refuses.
+fn addresses_that_no_service_has_are_dropped(case: Case) {
+    let world = case.world(Fabric::Bridge, 1, 1);
+    let family = world.family();
+    let service = Service { protocols: Proto::SOCKETS.to_vec(), ..Service::new(&world, "web", 1, &["a0"]) };
+    let (nobodys, beyond) = (family.cluster_ip(200), family.external(9));
+    for ip in [nobodys, beyond] {
+        world.client.exec("ip", &["address", "add", &format!("{ip}/{}", family.host_bits()), "dev", "lo"], "");
+    }
+    let mut objects = Objects::new([service.clone()]);
+    let proxy = Proxy::start(&world, &Config::default(), &objects);
+    let senders = [&world.pod("a0").netns, &world.pod("b0").netns, &world.node];
+    let holds = |when: &str, dropped: bool| {
+        for netns in senders {
+            for proto in Proto::SOCKETS {
+                let to = |ip, port| Call::new(proto, SocketAddr::new(ip, port));
+                let outcome = match dropped {
+                    true => to(nobodys, SERVICE_PORT).impatient().make_in(netns),
+                    false => to(nobodys, SERVICE_PORT).make_in(netns),
+                };
+                let expected = if dropped { Outcome::Silence } else { Outcome::Refused };
+                assert_eq!(outcome, expected, "{proto:?} from {} {when}", netns.name());
+                assert_eq!(to(beyond, SERVICE_PORT).make_in(netns), Outcome::Refused, "{proto:?} {when}: none of them");
+                let served = to(service.cluster_ip, SERVICE_PORT).make_in(netns);
+                assert!(served.endpoint().is_some(), "{proto:?} from {} {when}: {served}", netns.name());
+                assert_eq!(
+                    to(service.cluster_ip, 9).make_in(netns),
+                    Outcome::Refused,
+                    "{proto:?} {when}: no such port"
+                );
+            }
+        }
+    };
+    holds("without a ServiceCIDR", false);
+    objects.service_cidrs = Family::BOTH.map(|family| family.service_cidr().to_owned()).to_vec();
+    proxy.apply(&objects);
+    holds("with one", true);
+    objects.service_cidrs.retain(|net| net.contains(':') != (family == Family::V6));
+    proxy.apply(&objects);
+    holds("with one for the other family", false);
+    proxy.terminate();
+    objects.service_cidrs = vec![family.service_cidr().to_owned()];
+    let _proxy = Proxy::start(&world, &Config::default(), &objects);
+    holds("with one from the beginning", true);
 }
 
 /// After random changes the table is that of a proxy that starts with the last objects.

@@ -24,6 +24,8 @@ pub struct Objects {
     pub services: Vec<Service>,
     /// Taints of node A.
     pub taints: Vec<&'static str>,
+    /// Networks of the one ServiceCIDR object; without any there is none.
+    pub service_cidrs: Vec<String>,
 }
 
 /// A Service of one family with a port `tcp`, `udp`, … for each protocol, and its endpoints.
@@ -244,7 +246,7 @@ impl Endpoint {
 impl Objects {
     /// These Services.
     pub fn new(services: impl IntoIterator<Item = Service>) -> Objects {
-        Objects { services: services.into_iter().collect(), taints: Vec::new() }
+        Objects { services: services.into_iter().collect(), taints: Vec::new(), service_cidrs: Vec::new() }
     }
 
     /// The Service with this name.
@@ -254,7 +256,16 @@ impl Objects {
 
     /// All of them as an API server has them, the Node first.
     pub fn items(&self) -> Vec<Value> {
-        [self.node_a()].into_iter().chain(self.services.iter().flat_map(Service::objects)).collect()
+        let service_cidrs = (!self.service_cidrs.is_empty()).then(|| {
+            json!({
+                "apiVersion": "networking.k8s.io/v1",
+                "kind": "ServiceCIDR",
+                "metadata": {"name": "kubernetes"},
+                "spec": {"cidrs": self.service_cidrs},
+            })
+        });
+        let first = [self.node_a()].into_iter().chain(service_cidrs);
+        first.chain(self.services.iter().flat_map(Service::objects)).collect()
     }
 
     /// Writes all as one file, which changes as a whole.

@@ -347,7 +347,9 @@ impl PacketSeed {
             Listen::ClusterIp(ip, port) | Listen::ExternalIp(ip, port) | Listen::LoadBalancerIp(ip, port) => (ip, port),
             Listen::NodePort(port) => (own[self.source.index(own.len())], port),
         });
-        let elsewhere = [own.clone(), pods(family), of_family(ips(&["8.8.8.8", "fd00:8::8"]))].concat();
+        let elsewhere =
+            [own.clone(), pods(family), of_family(ips(&["8.8.8.8", "fd00:8::8", "10.96.0.200", "fd00:96::200"]))]
+                .concat();
         let destination = match (self.destination, aimed) {
             (Aim::Service, Some((ip, _))) => ip,
             (Aim::Elsewhere(index), _) => elsewhere[index.index(elsewhere.len())],

@@ -321,7 +321,8 @@ fn loopback_addresses_are_routed_only_where_node_ports_answer_there() {
     ] {
         let settings = Settings { node_port_addresses, ..settings() };
         assert_eq!(settings.routes_localnet(), routed, "{:?}", settings.node_port_addresses);
-        let guarded = |node: &Node| node_plan(IpFamily::V4, &settings, node, &[]).localhost_node_ports;
+        let guarded =
+            |node: &Node| node_plan(IpFamily::V4, &settings, node, &[], &BTreeSet::new()).localhost_node_ports;
         let named = Node { addresses: vec![NODE_IP.parse().unwrap()], ..Node::default() };
         assert!(!routed || (guarded(&Node::default()) && guarded(&named)), "{:?}", settings.node_port_addresses);
         assert!(!Settings { localhost_node_ports: false, ..settings }.routes_localnet());

@@ -2,16 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ferrule::backend::nftables::compile::{Base, Style, base, label};
 use ferrule::backend::nftables::diff::Held;
 use ferrule::backend::nftables::ruleset::{Element, Key, Label, Set, Value};
+use ferrule::cluster::Event;
 use ferrule::fixtures;
-use ferrule::model::{Node, Service};
+use ferrule::model::{Node, Service, ServiceCidr};
 use ferrule::net::{IpFamily, Protocol};
 use ferrule::plan::build::{Balancing, Settings};
 use ferrule::plan::{Backend, Plan, PoolKind};
+use ipnet::IpNet;
 use proptest::prelude::*;
+use proptest::sample::subsequence;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
@@ -36,6 +40,8 @@ struct Made {
     input: Input,
     /// The node has the cluster IPs of the first Service.
     owns: bool,
+    /// Where Services get their addresses from, as far as one is told.
+    service_cidrs: Vec<IpNet>,
 }
 
 /// A packet, and what is special about it.
@@ -76,7 +82,10 @@ fn claim(service: &mut Service, of: &Service) {
 }
 
 fn made() -> impl Strategy<Value = Made> {
-    (input(3), prop::bool::weighted(0.2)).prop_map(|(input, owns)| Made { input, owns })
+    let service_cidrs =
+        ["10.96.0.0/16", "198.18.0.0/15", "fd00:96::/108", "fd00:18::/64"].map(|net| net.parse().unwrap()).to_vec();
+    (input(3), prop::bool::weighted(0.2), subsequence(service_cidrs, 0..=4))
+        .prop_map(|(input, owns, service_cidrs)| Made { input, owns, service_cidrs })
 }
 
 fn shots() -> impl Strategy<Value = Vec<Shot>> {
@@ -97,7 +106,9 @@ impl Kernel {
             }
         }
         let Input { settings, node, services, slices } = &made.input;
-        let state = pipeline::cluster(node, &addresses, services.clone(), slices.clone());
+        let mut state = pipeline::cluster(node, &addresses, services.clone(), slices.clone());
+        let service_cidr = ServiceCidr { name: "kubernetes".into(), cidrs: made.service_cidrs.clone() };
+        state.apply(Event::ServiceCidr(Arc::new(service_cidr)));
         let plan = pipeline::plan(&state, settings, family);
         let held = held(&plan);
         let base = base(&plan.node, &STYLE, &held.timeouts());

@@ -137,7 +137,8 @@ pub(crate) fn judge_balanced(plan: &Plan, world: &World, links: &[IpAddr], packe
 /// - A refusal is heard by all who send there, also by processes of this node; but of node ports only by those who ask for
 ///   one that is served, or would be.
 /// - A port of a cluster IP that no Service has is refused, unless packets from outside come to it on this node: no node
-///   has such an address, or it is its own business.
+///   has such an address, or it is its own business. So is an address where only Services have addresses, if none has it;
+///   it is dropped.
 /// - What is sent to a cluster IP is masqueraded as such, also if it finds a node port there.
 /// - A packet that comes back to where it came from is known by the endpoints of this node, of whatever Service.
 /// - A client stays with its endpoint of a pool, by whichever of the Service port's frontends its packets come to that pool.
@@ -152,10 +153,13 @@ pub(crate) fn judge_mapped(plan: &Plan, world: &World, packet: &Packet, client: 
         let is_it = |listen| matches!(listen, Listen::ClusterIp(ip, _) if ip == destination);
         service.frontends.iter().any(|frontend| is_it(frontend.listen))
     });
-    let is_unknown_port = is_cluster_ip && !(packet.interface.is_some() && world.is_local(destination));
+    let passes = !(packet.interface.is_some() && world.is_local(destination));
+    let is_unknown_port = is_cluster_ip && passes;
+    let is_unallocated = passes && plan.node.service_cidrs.iter().any(|net| net.contains(&destination));
     let is_guarded = plan.node.localhost_node_ports && destination.is_loopback() && !packet.source.is_loopback();
     let unless_stopped = |verdict| match verdict {
         _ if is_unknown_port => Verdict::Rejected,
+        _ if is_unallocated => Verdict::Dropped,
         _ if is_guarded => Verdict::Dropped,
         verdict => verdict,
     };

@@ -57,13 +57,10 @@ fn load_balancer(text: &str) -> Listen {
 
 fn node_plan(addresses: NodePortAddresses) -> Arc<NodePlan> {
     Arc::new(NodePlan {
-        family: IpFamily::V4,
         node_port_addresses: addresses,
         health_check_addresses: NodePortAddresses::All,
         localhost_node_ports: true,
-        pod_traffic: None,
-        masquerade_all: false,
-        virtual_servers: None,
+        ..NodePlan::unknown(IpFamily::V4)
     })
 }
 

@@ -106,13 +106,10 @@ impl Rig {
         );
         let plans = IpFamily::BOTH.map(|family| {
             let node = NodePlan {
-                family,
                 node_port_addresses: NodePortAddresses::All,
                 health_check_addresses: NodePortAddresses::All,
                 localhost_node_ports: true,
-                pod_traffic: None,
-                masquerade_all: false,
-                virtual_servers: None,
+                ..NodePlan::unknown(family)
             };
             Plan::new(Arc::new(node), BTreeMap::new())
         });

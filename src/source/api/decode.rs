@@ -11,7 +11,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::cluster::Event;
-use crate::model::{EndpointSlice, Kind, Node, ObjectRef, Problem, Service, wire};
+use crate::model::{EndpointSlice, Kind, Node, ObjectRef, Problem, Service, ServiceCidr, wire};
 
 /// What an object means.
 #[derive(Debug)]
@@ -89,6 +89,7 @@ pub(super) fn object(kind: Kind, raw: &RawValue, this_node: &str) -> Decoded {
         Kind::Service => wire(raw).map(|object| service(&object)),
         Kind::EndpointSlice => wire(raw).map(|object| slice(&object, this_node)),
         Kind::Node => wire(raw).map(|object| node(&object)),
+        Kind::ServiceCidr => wire(raw).map(|object| service_cidr(&object)),
     };
     decoded.unwrap_or_else(|(field, error)| unreadable(kind, raw, field, &error))
 }
@@ -111,6 +112,7 @@ pub(super) fn usual_line(kind: Kind, line: &[u8], this_node: &str) -> Option<Dec
         Kind::Service => present(line).map(|object| service(&object)),
         Kind::EndpointSlice => present(line).map(|object| slice(&object, this_node)),
         Kind::Node => present(line).map(|object| node(&object)),
+        Kind::ServiceCidr => present(line).map(|object| service_cidr(&object)),
     }
 }
 
@@ -129,6 +131,11 @@ fn slice(object: &wire::EndpointSlice<'_>, this_node: &str) -> Decoded {
 fn node(object: &wire::Node<'_>) -> Decoded {
     let event = Event::Node(Arc::new(Node::from_wire(object)));
     known(Kind::Node, &object.metadata, Some(event), Vec::new())
+}
+
+fn service_cidr(object: &wire::ServiceCidr<'_>) -> Decoded {
+    let (service_cidr, problems) = ServiceCidr::from_wire(object);
+    known(Kind::ServiceCidr, &object.metadata, Some(Event::ServiceCidr(Arc::new(service_cidr))), problems)
 }
 
 /// An object that was deleted. Only its name matters.
@@ -175,7 +182,7 @@ fn nameless(kind: Kind) -> Event {
 
 fn object_ref(kind: Kind, namespace: Option<&str>, name: &str) -> ObjectRef {
     match kind {
-        Kind::Node => ObjectRef::new(kind, "", name),
+        Kind::Node | Kind::ServiceCidr => ObjectRef::new(kind, "", name),
         Kind::Service | Kind::EndpointSlice => ObjectRef::new(kind, namespace.unwrap_or("default"), name),
     }
 }

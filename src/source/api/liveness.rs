@@ -15,12 +15,14 @@ pub struct Liveness(Arc<Signs>);
 #[derive(Debug)]
 struct Signs {
     start: Instant,
-    kinds: [Sign; 3],
+    kinds: [Sign; 4],
 }
 
 /// Of one watch.
 #[derive(Debug, Default)]
 struct Sign {
+    /// Whether there is such a watch.
+    begun: AtomicBool,
     connected: AtomicBool,
     /// Milliseconds since the start when the server last said something, plus one; zero for never.
     heard: AtomicU64,
@@ -39,7 +41,7 @@ pub struct WatchState {
     pub silent: Option<Duration>,
 }
 
-const KINDS: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
+const KINDS: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr];
 
 // === impl Liveness ===
 
@@ -49,17 +51,26 @@ impl Liveness {
     }
 
     /// Every watch.
-    pub fn read(&self) -> [WatchState; 3] {
+    pub fn read(&self) -> Vec<WatchState> {
         let now = self.millis();
-        KINDS.map(|kind| {
-            let sign = self.sign(kind);
+        let begun = KINDS
+            .map(|kind| (kind, self.sign(kind)))
+            .into_iter()
+            .filter(|(_, sign)| sign.begun.load(Ordering::Relaxed));
+        let state = |(kind, sign): (Kind, &Sign)| {
             let heard = sign.heard.load(Ordering::Relaxed).checked_sub(1);
             WatchState {
                 kind,
                 connected: sign.connected.load(Ordering::Relaxed),
                 silent: heard.map(|heard| Duration::from_millis(now.saturating_sub(heard))),
             }
-        })
+        };
+        begun.map(state).collect()
+    }
+
+    /// There is a watch of a kind.
+    pub(super) fn begun(&self, kind: Kind) {
+        self.sign(kind).begun.store(true, Ordering::Relaxed);
     }
 
     /// The server said something.
@@ -74,11 +85,12 @@ impl Liveness {
     }
 
     fn sign(&self, kind: Kind) -> &Sign {
-        let [service, slice, node] = &self.0.kinds;
+        let [service, slice, node, service_cidr] = &self.0.kinds;
         match kind {
             Kind::Service => service,
             Kind::EndpointSlice => slice,
             Kind::Node => node,
+            Kind::ServiceCidr => service_cidr,
         }
     }
 

@@ -4,6 +4,8 @@ use crate::model::Kind;
 
 /// Objects of a page of a list. Small enough that a page is not the peak of our memory.
 pub(super) const PAGE: u32 = 250;
+/// What makes a watch of a list.
+const WATCH: &str = "watch=true&allowWatchBookmarks=true";
 
 /// A resource to watch, and which of its objects.
 #[derive(Debug)]
@@ -12,7 +14,7 @@ pub(super) struct Resource {
     /// Kind of a list of them.
     pub(super) list_kind: &'static str,
     path: &'static str,
-    /// The selectors, as part of a query.
+    /// The selectors, as part of a query; empty for all objects.
     selectors: String,
 }
 
@@ -57,37 +59,53 @@ impl Resource {
         }
     }
 
+    /// All networks that Services get their addresses from.
+    pub(super) fn service_cidrs() -> Resource {
+        Resource {
+            kind: Kind::ServiceCidr,
+            list_kind: "ServiceCIDRList",
+            path: "/apis/networking.k8s.io/v1/servicecidrs",
+            selectors: String::new(),
+        }
+    }
+
     /// A watch that begins with all there is. Without a version, that is the present state.
     pub(super) fn streaming_list(&self, seconds: u32) -> String {
-        format!(
-            "{}?{}&watch=true&allowWatchBookmarks=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan\
-             &timeoutSeconds={seconds}",
-            self.path, self.selectors
-        )
+        self.url(&[
+            WATCH,
+            "sendInitialEvents=true",
+            "resourceVersionMatch=NotOlderThan",
+            &format!("timeoutSeconds={seconds}"),
+        ])
     }
 
     /// A page of a list; all of it without a limit.
     pub(super) fn list(&self, freshness: Freshness, limit: Option<u32>, after: Option<&str>) -> String {
-        let mut url = format!("{}?{}", self.path, self.selectors);
-        if let Some(limit) = limit {
-            url.push_str(&format!("&limit={limit}"));
-        }
-        match (after, freshness) {
-            (Some(token), _) => url.push_str(&format!("&continue={}", encode(token))),
-            (None, Freshness::Any) => url.push_str("&resourceVersion=0"),
-            (None, Freshness::MostRecent) => {}
-        }
-        url
+        let limit = limit.map(|limit| format!("limit={limit}")).unwrap_or_default();
+        let from = match (after, freshness) {
+            (Some(token), _) => format!("continue={}", encode(token)),
+            (None, Freshness::Any) => "resourceVersion=0".to_owned(),
+            (None, Freshness::MostRecent) => String::new(),
+        };
+        self.url(&[&limit, &from])
     }
 
     /// A watch of what changed after a version.
     pub(super) fn watch(&self, version: &str, seconds: u32) -> String {
-        format!(
-            "{}?{}&watch=true&allowWatchBookmarks=true&resourceVersion={}&timeoutSeconds={seconds}",
-            self.path,
-            self.selectors,
-            encode(version)
-        )
+        self.url(&[WATCH, &format!("resourceVersion={}", encode(version)), &format!("timeoutSeconds={seconds}")])
+    }
+
+    /// The selectors and what else is asked.
+    fn url(&self, parameters: &[&str]) -> String {
+        let mut url = self.path.to_owned();
+        let all = [self.selectors.as_str()].into_iter().chain(parameters.iter().copied());
+        for (parameter, before) in
+            all.filter(|text| !text.is_empty()).zip(['?'].into_iter().chain(std::iter::repeat('&')))
+        {
+            url.push(before);
+            url.push_str(parameter);
+        }
+        url
     }
 }
 

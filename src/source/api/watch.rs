@@ -62,6 +62,7 @@ pub(super) struct Watch<'a> {
 impl<'a> Watch<'a> {
     pub(super) fn new(connection: &'a Connection, resource: Resource, node_name: &'a str, events: Events) -> Self {
         let outage = Outage::new(resource.kind, connection.server());
+        connection.liveness().begun(resource.kind);
         Watch {
             connection,
             resource,

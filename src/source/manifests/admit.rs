@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::cluster::Event;
-use crate::model::{EndpointSlice, Kind, Node, ObjectRef, Problem, Service, wire};
+use crate::model::{EndpointSlice, Kind, Node, ObjectRef, Problem, Service, ServiceCidr, wire};
 use crate::net::{IpFamily, parse_ip};
 
 /// Services with this label are another proxy's.
@@ -17,6 +17,7 @@ pub(super) enum Object<'a> {
     Service(Box<wire::Service<'a>>),
     EndpointSlice(wire::EndpointSlice<'a>),
     Node(wire::Node<'a>),
+    ServiceCidr(wire::ServiceCidr<'a>),
 }
 
 /// An object of a file.
@@ -38,6 +39,7 @@ pub(super) enum Value {
     Service(Arc<Service>),
     EndpointSlice(Arc<EndpointSlice>),
     Node(Arc<Node>),
+    ServiceCidr(Arc<ServiceCidr>),
 }
 
 // === impl Object ===
@@ -50,11 +52,13 @@ impl Object<'_> {
             Object::Service(object) => (Kind::Service, &mut object.metadata),
             Object::EndpointSlice(object) => (Kind::EndpointSlice, &mut object.metadata),
             Object::Node(object) => (Kind::Node, &mut object.metadata),
+            Object::ServiceCidr(object) => (Kind::ServiceCidr, &mut object.metadata),
         };
         default_namespace(meta);
         let name = meta.name.as_deref().unwrap_or_default();
         let (namespace, selected) = match kind {
             Kind::Node => ("", name == node_name),
+            Kind::ServiceCidr => ("", true),
             Kind::Service => (meta.namespace.as_deref().unwrap_or_default(), !meta.labels.has(OTHER_PROXY_LABEL)),
             Kind::EndpointSlice => (meta.namespace.as_deref().unwrap_or_default(), !meta.labels.has(HEADLESS_LABEL)),
         };
@@ -63,6 +67,10 @@ impl Object<'_> {
             Object::Node(_) if !selected => return None,
             _ if !selected => (None, Vec::new()),
             Object::Node(node) => (Some(Value::Node(Arc::new(Node::from_wire(&node)))), Vec::new()),
+            Object::ServiceCidr(service_cidr) => {
+                let (value, problems) = ServiceCidr::from_wire(&service_cidr);
+                (Some(Value::ServiceCidr(Arc::new(value))), problems)
+            }
             Object::Service(mut service) => {
                 default_cluster_ips(&mut service.spec);
                 let (value, mut problems) = Service::from_wire(&service);
@@ -129,6 +137,7 @@ impl Value {
             Value::Service(service) => Event::Service(service.clone()),
             Value::EndpointSlice(slice) => Event::EndpointSlice(slice.clone()),
             Value::Node(node) => Event::Node(node.clone()),
+            Value::ServiceCidr(service_cidr) => Event::ServiceCidr(service_cidr.clone()),
         }
     }
 }

@@ -115,6 +115,7 @@ fn kind_of(api_version: &str, kind: &str) -> Option<Kind> {
         ("v1", "Service") => Some(Kind::Service),
         ("discovery.k8s.io/v1", "EndpointSlice") => Some(Kind::EndpointSlice),
         ("v1", "Node") => Some(Kind::Node),
+        ("networking.k8s.io/v1", "ServiceCIDR") => Some(Kind::ServiceCidr),
         _ => None,
     }
 }
@@ -175,6 +176,7 @@ impl<'de> DeserializeSeed<'de> for Reader<'_> {
             Kind::Service => Object::Service(Deserialize::deserialize(de)?),
             Kind::EndpointSlice => Object::EndpointSlice(Deserialize::deserialize(de)?),
             Kind::Node => Object::Node(Deserialize::deserialize(de)?),
+            Kind::ServiceCidr => Object::ServiceCidr(Deserialize::deserialize(de)?),
         };
         match object.admit(line, self.node_name) {
             Some(entry) => self.decoded.entries.push(entry),

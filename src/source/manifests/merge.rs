@@ -116,7 +116,7 @@ impl Merged {
 /// refused for a moment because its endpoints are further down.
 fn rank(event: &Event) -> u8 {
     match event {
-        Event::Node(_) => 0,
+        Event::Node(_) | Event::ServiceCidr(_) => 0,
         Event::Deleted(object) if object.kind != Kind::EndpointSlice => 1,
         Event::EndpointSlice(_) => 2,
         Event::Service(_) => 3,

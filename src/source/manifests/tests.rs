@@ -54,6 +54,10 @@ fn objects_and_lists() {
     check(&format!("{slice}---\n# two\n{slice}"), "EndpointSlice a/web-1 at 1; EndpointSlice a/web-1 at 10");
     let node = |name: &str| format!("---\napiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\n");
     check(&(node("other") + &node(NODE)), "Node node-000 at 6; 1 ignored");
+    let service_cidr =
+        "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: kubernetes}\nspec: {cidrs: ";
+    check(&format!("{service_cidr}[10.96.0.0/16]}}"), "ServiceCIDR kubernetes at 1");
+    check(&format!("{service_cidr}}}"), "ServiceCIDR kubernetes at 1");
     let list = "apiVersion: v1\nitems:\n- apiVersion: v1\n  kind: Pod\n  spec: {ports: none}\n- apiVersion: v1\n  \
                 kind: Service\n  metadata: {name: web}\n  spec: {clusterIP: 10.0.0.1, ports: [{port: 80}]}\n- apiVersion: \
                 v1\n  kind: Node\n  metadata:\n    name: node-000\nkind: List\n";

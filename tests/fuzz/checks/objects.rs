@@ -20,7 +20,7 @@ use crate::pipeline;
 /// Mark that asks for masquerading.
 pub(super) const MARK: u32 = 0x4000;
 const NODE: &str = "node-1";
-const KINDS: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
+const KINDS: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr];
 
 /// A manifest file.
 pub(super) fn manifest(input: &[u8]) {
@@ -84,7 +84,11 @@ fn bare(kind: Kind, object: &[u8]) -> Vec<Event> {
 /// leave nothing open.
 fn as_manifest(kind: Kind, object: &[u8]) {
     let Ok(Value::Object(mut object)) = serde_json::from_slice(object) else { return };
-    let version = if kind == Kind::EndpointSlice { "discovery.k8s.io/v1" } else { "v1" };
+    let version = match kind {
+        Kind::Service | Kind::Node => "v1",
+        Kind::EndpointSlice => "discovery.k8s.io/v1",
+        Kind::ServiceCidr => "networking.k8s.io/v1",
+    };
     object.insert("apiVersion".to_owned(), version.into());
     object.insert("kind".to_owned(), kind.to_string().into());
     let object = Value::Object(object);
@@ -100,14 +104,18 @@ fn as_manifest(kind: Kind, object: &[u8]) {
     let watched = api::read_line(kind, format!(r#"{{"type":"ADDED","object":{object}}}"#).as_bytes(), NODE);
     let watched = watched.expect("it was read before");
     let loaded = manifests::load_text(object.to_string().as_bytes(), NODE);
-    if matches!(watched[..], [Event::Service(_) | Event::EndpointSlice(_)]) && loaded.broken.is_empty() {
+    if matches!(watched[..], [Event::Service(_) | Event::EndpointSlice(_) | Event::ServiceCidr(_)])
+        && loaded.broken.is_empty()
+    {
         assert_eq!(objects(&loaded.events), objects(&watched), "{object}");
     }
 }
 
-/// Services and slices as text.
+/// Services, slices and networks of Services as text.
 fn objects(events: &[Event]) -> Vec<String> {
-    let objects = events.iter().filter(|event| matches!(event, Event::Service(_) | Event::EndpointSlice(_)));
+    let objects = events
+        .iter()
+        .filter(|event| matches!(event, Event::Service(_) | Event::EndpointSlice(_) | Event::ServiceCidr(_)));
     objects.map(|event| format!("{event:?}")).collect()
 }
 
@@ -121,6 +129,7 @@ fn is_about(event: &Event, kind: Kind) -> bool {
         Event::Service(_) => kind == Kind::Service,
         Event::EndpointSlice(_) => kind == Kind::EndpointSlice,
         Event::Node(_) => kind == Kind::Node,
+        Event::ServiceCidr(_) => kind == Kind::ServiceCidr,
         Event::Deleted(object) | Event::Unreadable(object) => object.kind == kind,
         Event::Problem(problem) => problem.object.kind == kind,
         Event::Listing(_) | Event::Synced(_) | Event::Addresses(_) | Event::Disturbed(_) => false,

@@ -129,6 +129,14 @@ impl Family {
         self.pick([10, 96, high, low], [0xfd00, 0x10, 0x96, 0, 0, 0, 0, n])
     }
 
+    /// The network of all cluster IPs.
+    pub fn service_cidr(self) -> &'static str {
+        match self {
+            Family::V4 => "10.96.0.0/16",
+            Family::V6 => "fd00:10:96::/112",
+        }
+    }
+
     /// The n-th load balancer address.
     pub fn load_balancer(self, n: u8) -> IpAddr {
         self.pick([203, 0, 113, n], [0xfd00, 0x113, 0, 0, 0, 0, 0, u16::from(n)])

@@ -14,11 +14,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::follower::{requests_for, service, short, slice};
+use super::follower::{INTEREST, requests_for, service, short, slice};
 use super::server::FakeApi;
 use super::server::answer::{Fault, On};
 use super::server::tls::{Tls, authority};
-use crate::recordings::NODE;
 
 /// A running source that asks over TCP.
 struct Source {
@@ -31,7 +30,7 @@ impl Source {
     async fn start(settings: &Settings) -> Source {
         let connection = Connection::new(settings).await.expect("usable settings");
         let (sender, events) = mpsc::channel(1024);
-        let task = tokio::spawn(async move { api::run(&connection, NODE, sender, std::future::ready(())).await });
+        let task = tokio::spawn(async move { api::run(&connection, INTEREST, sender, std::future::ready(())).await });
         Source { events, state: ClusterState::new(), task }
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ferrule::cluster::{Changed, ClusterState, Event};
 use ferrule::model::{EndpointSlice, Kind, Service, wire};
 use ferrule::net::IpFamily;
-use ferrule::source::api::{self, Connection, Liveness};
+use ferrule::source::api::{self, Connection, Interest, Liveness};
 use http_body_util::{BodyExt, Either, Full, StreamBody};
 use hyper::body::{Bytes, Frame};
 use serde::Deserialize as _;
@@ -22,6 +22,9 @@ use crate::recordings::NODE;
 
 /// Longer than any wait of the source's.
 pub(super) const LONG: Duration = Duration::from_secs(90);
+
+/// What is watched unless a test is about more.
+pub(super) const INTEREST: Interest<'_> = Interest { node_name: NODE, service_cidrs: false };
 
 /// A running source and what came of it.
 pub(super) struct Follower {
@@ -72,6 +75,7 @@ pub(super) fn short(event: &Event) -> String {
         Event::Service(service) => format!("Service {}", service.name),
         Event::EndpointSlice(slice) => format!("EndpointSlice {}/{}", slice.service.namespace, slice.name),
         Event::Node(node) => format!("Node {}", node.name),
+        Event::ServiceCidr(object) => format!("ServiceCIDR {} {:?}", object.name, object.cidrs),
         Event::Deleted(object) => format!("Deleted {object}"),
         Event::Unreadable(object) => format!("Unreadable {object}"),
         Event::Problem(problem) => format!("Problem {problem}"),
@@ -85,6 +89,7 @@ pub(super) fn requests_for(core: &Core, kind: Kind) -> Vec<Seen> {
         Kind::Service => "/services",
         Kind::EndpointSlice => "/endpointslices",
         Kind::Node => "/nodes",
+        Kind::ServiceCidr => "/servicecidrs",
     };
     core.requests().into_iter().filter(|seen| seen.path.ends_with(end)).collect()
 }
@@ -130,12 +135,21 @@ impl Follower {
         Follower::with_capacity(core, 1024)
     }
 
+    /// The same, of a source that watches ServiceCIDRs too.
+    pub(super) fn of_all_kinds(core: &Arc<Core>) -> Follower {
+        Follower::new(core, Interest { service_cidrs: true, ..INTEREST }, 1024)
+    }
+
     /// The same, with room for so many events on the way.
     pub(super) fn with_capacity(core: &Arc<Core>, capacity: usize) -> Follower {
+        Follower::new(core, INTEREST, capacity)
+    }
+
+    fn new(core: &Arc<Core>, interest: Interest<'static>, capacity: usize) -> Follower {
         let (sender, events) = mpsc::channel(capacity);
         let connection = Connection::over(client(core.clone()), "http://fake");
         let liveness = connection.liveness().clone();
-        let task = tokio::spawn(async move { api::run(&connection, NODE, sender, std::future::ready(())).await });
+        let task = tokio::spawn(async move { api::run(&connection, interest, sender, std::future::ready(())).await });
         Follower { core: core.clone(), state: ClusterState::new(), liveness, events, task }
     }
 

@@ -140,8 +140,9 @@ async fn how_watches_are_is_seen() {
     // A watch that was only ever silent shows by its silence.
     core.set_fault(On::Watch, Fault::Stall);
     follower.within(Duration::from_secs(900)).await;
-    let silent = follower.liveness.read().map(|watch| watch.silent.expect("it was heard"));
-    assert!(silent.iter().all(|silent| *silent >= Duration::from_secs(150)), "{silent:?}");
+    let silent = follower.liveness.read().into_iter().map(|watch| watch.silent.expect("it was heard"));
+    let silent: Vec<_> = silent.collect();
+    assert!(silent.len() == 3 && silent.iter().all(|silent| *silent >= Duration::from_secs(150)), "{silent:?}");
 }
 
 /// Trap: kube's watcher takes a first watch that is closed at once for no error, and spins.

@@ -39,6 +39,47 @@ async fn timeouts_are_spread_and_watches_go_on() {
     assert_eq!(follower.next().await.0, "Service t/b");
 }
 
+/// Networks of Services are asked for if they are of interest, and nothing waits for them.
+#[tokio::test(start_paused = true)]
+async fn networks_of_services_are_watched() {
+    let service_cidr = |cidrs: &[&str]| {
+        json!({
+            "kind": "ServiceCIDR",
+            "apiVersion": "networking.k8s.io/v1",
+            "metadata": { "name": "kubernetes" },
+            "spec": { "cidrs": cidrs },
+        })
+    };
+    let core = Core::new([service("a", "10.0.0.1"), service_cidr(&["10.0.0.0/16"])]);
+    let mut follower = Follower::start(&core);
+    follower.until_synced().await;
+    assert_eq!(follower.within(Duration::from_secs(60)).await, []);
+    assert_eq!(requests_for(&core, Kind::ServiceCidr).len(), 0);
+    assert!(follower.liveness.read().iter().all(|watch| watch.kind != Kind::ServiceCidr));
+
+    let mut follower = Follower::of_all_kinds(&core);
+    follower.until("ServiceCIDR kubernetes [10.0.0.0/16]").await;
+    follower.within(Duration::from_secs(1)).await;
+    assert!(follower.liveness.read().iter().any(|watch| watch.kind == Kind::ServiceCidr && watch.connected));
+    core.apply(service_cidr(&["10.0.0.0/16", "fd00::/108"]));
+    let expected = ("ServiceCIDR kubernetes [10.0.0.0/16, fd00::/108]".to_owned(), Changed::Node);
+    assert_eq!(follower.next().await, expected);
+    core.delete("ServiceCIDR", "", "kubernetes");
+    assert_eq!(follower.next().await, ("Deleted ServiceCIDR kubernetes".to_owned(), Changed::Node));
+
+    // An API server that is older than they are.
+    let core = Core::new([service("a", "10.0.0.1")]);
+    core.set_fault(On::ServiceCidrs, Fault::Status(404, "NotFound"));
+    let mut follower = Follower::of_all_kinds(&core);
+    follower.until_synced().await;
+    follower.within(Duration::from_secs(3600)).await;
+    assert!(!follower.state.has_listed(Kind::ServiceCidr));
+    let requests = requests_for(&core, Kind::ServiceCidr).len();
+    assert!((1..=200).contains(&requests), "{requests} requests in an hour");
+    core.apply(service("b", "10.0.0.2"));
+    assert_eq!(follower.next().await.0, "Service t/b");
+}
+
 /// Where nothing but bookmarks comes, the watch still keeps up with the server's memory.
 #[tokio::test(start_paused = true)]
 async fn bookmarks_move_a_watch_on() {

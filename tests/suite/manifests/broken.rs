@@ -121,6 +121,8 @@ fn loading_once_names_every_mistake() {
         [
             "listing Node",
             "synced Node",
+            "listing ServiceCIDR",
+            "synced ServiceCIDR",
             "listing Service",
             "Service default/a",
             "Service default/b",

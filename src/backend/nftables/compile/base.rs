@@ -7,7 +7,7 @@
 //!                                        ├─> external-ip-traffic  mark ─┼─> pick-services ──> pick-services-of-N ──> dnat
 //!                                        └─> nodeport-traffic     mark ─┘   (inside-…: what comes from this node)
 //! input, forward, output  (0)  …-endpoints-check     refused or dropped: nothing has translated it
-//!                              cluster-ips-check     the same for ports that no Service has
+//!                              cluster-ips-check     the same for ports, and addresses, that no Service has
 //!                              remember-client-ip    which endpoint the client got
 //! postrouting           (100)  masquerading          what was marked; what goes back where it came from
 //! ```
@@ -256,10 +256,13 @@ impl Compiler<'_> {
         let unknown_port = Rule::new(Action::Reject)
             .when_in(&[Of::Destination], Set::ClusterIps)
             .about("Reject traffic to invalid ports of ClusterIPs");
+        let unallocated = self.node.service_cidrs.iter().map(|net| {
+            Rule::new(Action::Drop).when(Match::Destination(*net)).about("Drop traffic to unallocated ClusterIPs")
+        });
         vec![
             chain(n::NO_ENDPOINTS, refuse(Site::Address).into()),
             chain(n::NO_NODE_PORT_ENDPOINTS, at_node_ports),
-            chain(n::CLUSTER_IPS_CHECK, vec![unknown_port]),
+            chain(n::CLUSTER_IPS_CHECK, [unknown_port].into_iter().chain(unallocated).collect()),
         ]
     }
 

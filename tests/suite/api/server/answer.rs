@@ -86,6 +86,8 @@ pub enum On {
     InitialWatch,
     /// A watch from a version.
     Watch,
+    /// Whatever is asked about ServiceCIDRs.
+    ServiceCidrs,
 }
 
 /// What goes wrong.
@@ -287,7 +289,12 @@ impl Core {
 
         let (token, streaming_lists, fault) = {
             let state = locked(&self.state);
-            let fault = state.faults.iter().rev().find(|(at, _)| *at == On::Anything || *at == on);
+            let concerns = |at: On| match at {
+                On::Anything => true,
+                On::ServiceCidrs => ask.path.ends_with("/servicecidrs"),
+                other => other == on,
+            };
+            let fault = state.faults.iter().rev().find(|(at, _)| concerns(*at));
             (state.token.clone(), state.streaming_lists, fault.map(|(_, fault)| fault.clone()))
         };
         if let Some(token) = token
