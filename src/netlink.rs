@@ -1,5 +1,7 @@
 //! Netlink: requests to the kernel and its answers. What they say is the affair of those who ask.
 
+pub mod nf_tables;
+
 use std::io;
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -25,7 +27,8 @@ pub struct Connection {
 }
 
 /// A message that the kernel refused.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{}{error}", words.as_ref().map(|words| format!("{words}: ")).unwrap_or_default())]
 pub struct Refusal {
     /// Its number.
     pub number: u32,

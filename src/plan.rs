@@ -239,6 +239,13 @@ impl Plan {
     }
 }
 
+// === impl PoolKind ===
+
+impl PoolKind {
+    /// Both.
+    pub const ALL: [PoolKind; 2] = [PoolKind::Cluster, PoolKind::Local];
+}
+
 // === impl NodePlan ===
 
 impl NodePlan {

@@ -251,8 +251,18 @@ fn metrics(config: &Config, health: &Health, connection: Option<&Connection>) ->
     Metrics::new(config, readers).context("cannot set metrics up")
 }
 
-/// The tools of each family the node has. (kube-proxy: dual-stack whenever both work.)
+/// The tools of each family the node has.
 async fn iptables_tools(sysctls: &Sysctls) -> anyhow::Result<Vec<(IpFamily, Tools<System>)>> {
+    let probe = async |family| Tools::probe_patiently(System, family, tools::is_loaded).await;
+    in_each_family(sysctls, "iptables is not available on this host ", probe).await
+}
+
+/// What is found in each family the node has, if it is found in one. (kube-proxy: dual-stack whenever both work.)
+async fn in_each_family<T, E: std::fmt::Display>(
+    sysctls: &Sysctls,
+    complaint: &str,
+    find: impl AsyncFn(IpFamily) -> Result<T, E>,
+) -> anyhow::Result<Vec<(IpFamily, T)>> {
     let mut found = Vec::new();
     let mut reasons = Vec::new();
     for family in IpFamily::BOTH {
@@ -260,13 +270,13 @@ async fn iptables_tools(sysctls: &Sysctls) -> anyhow::Result<Vec<(IpFamily, Tool
             reasons.push("the kernel has IPv6 disabled".to_owned());
             continue;
         }
-        match Tools::probe_patiently(System, family, tools::is_loaded).await {
-            Ok(tools) => found.push((family, tools)),
+        match find(family).await {
+            Ok(it) => found.push((family, it)),
             Err(error) => reasons.push(error.to_string()),
         }
     }
     if found.is_empty() {
-        bail!("iptables is not available on this host : {}", reasons.join("; "));
+        bail!("{complaint}: {}", reasons.join("; "));
     }
     for reason in reasons {
         tracing::warn!(%reason, "one IP family is not served");

@@ -81,7 +81,7 @@ impl Elements {
     }
 
     fn are_in(&self, table: &mut Table) -> bool {
-        self.0.iter().all(|(set, many)| table.elements(*set).is_ok_and(|(found, _)| found.len() == *many))
+        self.0.iter().all(|(set, many)| table.elements(*set).is_ok_and(|found| found.len() == *many))
     }
 }
 

@@ -1,15 +1,15 @@
 //! The tables of nftables mode.
 
 use super::ask;
-use crate::backend::nftables::support::is_recent;
+use crate::backend::nftables::support::{Missing, check_version};
 use crate::command::{Command, Run};
 use crate::net::IpFamily;
 
 /// Whether `nft` is there and recent enough for nftables mode; otherwise there never was a table.
 pub(super) async fn is_available<R: Run>(run: &R) -> bool {
-    match ask(run, Command::new("nft", &["--version"])).await {
-        Ok(Some((output, version))) => output.success() && is_recent(&version),
-        Ok(None) => false,
+    match check_version(run).await {
+        Ok(()) => true,
+        Err(Missing::Program | Missing::Version(_)) => false,
         Err(error) => {
             tracing::warn!(%error, "tables of nftables mode are not looked for");
             false

@@ -107,20 +107,13 @@ fn fill_ports(flags: &Flags, written: &mut KubeProxyConfiguration) {
 
 /// The values of a configuration that passed the checks.
 fn config(flags: &Flags, written: KubeProxyConfiguration, gates: FeatureGates) -> Result<Config, ConfigError> {
-    let action = action(flags);
     let mode = ProxyMode::parse(&written.mode).ok_or_else(|| unchecked("mode", &written.mode))?;
     let (sync_period, min_sync_period) = written.periods();
     let mark = u32::try_from(written.masquerade_bit()).ok().and_then(|bit| 1u32.checked_shl(bit));
     Ok(Config {
         mode,
-        planning: Settings {
-            localhost_node_ports: match mode {
-                ProxyMode::Iptables | ProxyMode::Ipvs => written.iptables.localhost_node_ports.unwrap_or(true),
-                ProxyMode::Nftables => flags.ferrule.ferrule_localhost_nodeports,
-            },
-            ..settings(&written, mode, node_name(&written, &action)?, &gates)?
-        },
-        action,
+        planning: settings(flags, &written, mode, &gates)?,
+        action: action(flags),
         cluster_cidrs: cluster_cidrs(&written),
         masquerade_mark: mark.ok_or_else(|| unchecked("masqueradeBit", &written.masquerade_bit().to_string()))?,
         sync_period: sync_period.to_std(),
@@ -186,9 +179,9 @@ fn node_name(written: &KubeProxyConfiguration, action: &Action) -> Result<String
 }
 
 fn settings(
+    flags: &Flags,
     written: &KubeProxyConfiguration,
     mode: ProxyMode,
-    node_name: String,
     gates: &FeatureGates,
 ) -> Result<Settings, ConfigError> {
     let node_port_addresses = match written.node_port_addresses.as_slice() {
@@ -207,10 +200,13 @@ fn settings(
         _ => DetectLocal::ClusterCidr(cluster_cidrs(written)),
     };
     Ok(Settings {
-        node_name: node_name.into(),
+        node_name: node_name(written, &action(flags))?.into(),
         bind_address: parse_ip(&written.bind_address),
         masquerade_all: written.masquerade_all(),
-        localhost_node_ports: false,
+        localhost_node_ports: match mode {
+            ProxyMode::Iptables | ProxyMode::Ipvs => written.iptables.localhost_node_ports.unwrap_or(true),
+            ProxyMode::Nftables => flags.ferrule.ferrule_localhost_nodeports,
+        },
         node_port_addresses,
         detect_local,
         external_ips: gates.enabled("AllowServiceExternalIPs"),

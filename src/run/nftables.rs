@@ -1,6 +1,6 @@
 //! What nftables mode sets up.
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
 use crate::backend::nftables::apply::Maps;
 use crate::backend::nftables::compile::Style;
@@ -20,26 +20,11 @@ pub(super) use crate::backend::nftables::watch::Watch;
 ///
 /// In none. (kube-proxy ends for this, too.)
 pub(super) async fn prepare(config: &Config, sysctls: &Sysctls) -> anyhow::Result<Vec<IpFamily>> {
-    support::check_version(&System).await.context("can't use the nftables proxier")?;
+    const COMPLAINT: &str = "can't use the nftables proxier";
+    support::check_version(&System).await.context(COMPLAINT)?;
     let style = style(config);
-    let (mut families, mut reasons) = (Vec::new(), Vec::new());
-    for family in IpFamily::BOTH {
-        if family == IpFamily::V6 && !sysctls.kernel_has_ipv6() {
-            reasons.push("the kernel has IPv6 disabled".to_owned());
-            continue;
-        }
-        match support::check(&System, family, &style).await {
-            Ok(()) => families.push(family),
-            Err(error) => reasons.push(error.to_string()),
-        }
-    }
-    if families.is_empty() {
-        bail!("can't use the nftables proxier: {}", reasons.join("; "));
-    }
-    for reason in reasons {
-        tracing::warn!(%reason, "one IP family is not served");
-    }
-    Ok(families)
+    let able = super::in_each_family(sysctls, COMPLAINT, async |family| support::check(&System, family, &style).await);
+    Ok(able.await?.into_iter().map(|(family, ())| family).collect())
 }
 
 /// Begins to listen to what others do to the tables.

@@ -55,28 +55,35 @@ macro_rules! matrix {
     };
 }
 
-/// The same, and two more: for nftables mode.
+/// Makes two tests out of each function: for nftables mode and both families.
+macro_rules! families {
+    ($($name:ident),* $(,)?) => {
+        $(mod $name {
+            use crate::tools::Variant;
+            use crate::world::{Case, Family};
+
+            #[test]
+            fn ipv4() {
+                super::$name(Case { variant: Variant::Unused, family: Family::V4 });
+            }
+
+            #[test]
+            fn ipv6() {
+                super::$name(Case { variant: Variant::Unused, family: Family::V6 });
+            }
+        })*
+    };
+}
+
+/// Makes six tests out of each function: those of the matrix, and those for nftables mode.
 macro_rules! every_mode {
     ($($name:ident),* $(,)?) => {
         matrix!($($name),*);
 
         mod in_nftables_mode {
-            use crate::tools::Variant;
-            use crate::world::{Case, Family};
+            use super::*;
 
-            $(mod $name {
-                use super::*;
-
-                #[test]
-                fn ipv4() {
-                    super::super::$name(Case { variant: Variant::Unused, family: Family::V4 });
-                }
-
-                #[test]
-                fn ipv6() {
-                    super::super::$name(Case { variant: Variant::Unused, family: Family::V6 });
-                }
-            })*
+            families!($($name),*);
         }
     };
 }

@@ -12,26 +12,6 @@ use crate::tools::Variant;
 use crate::traffic::{Call, Outcome, Prober, Probers, Proto, Stream};
 use crate::world::{Case, Fabric, Family, Node, World, eventually};
 
-/// Makes two tests out of each function: for both families.
-macro_rules! families {
-    ($($name:ident),* $(,)?) => {
-        $(mod $name {
-            use crate::tools::Variant;
-            use crate::world::{Case, Family};
-
-            #[test]
-            fn ipv4() {
-                super::$name(Case { variant: Variant::Unused, family: Family::V4 });
-            }
-
-            #[test]
-            fn ipv6() {
-                super::$name(Case { variant: Variant::Unused, family: Family::V6 });
-            }
-        })*
-    };
-}
-
 families!(
     choices_are_even_for_any_number,
     a_flush_is_repaired_at_once,

@@ -80,7 +80,7 @@ fn everything(held: &Held, plan: &Plan) -> BTreeSet<ServicePortName> {
 fn clients(plan: &Plan) -> Vec<(&ServicePortName, Element)> {
     let somebody: IpAddr = if plan.node.family == IpFamily::V4 { "192.0.2.7" } else { "fd00:2::7" }.parse().unwrap();
     let services = plan.services().iter().filter(|(_, service)| service.affinity_seconds.is_some());
-    let pools = services.flat_map(|(name, service)| mapped::POOLS.map(|pool| (name, pool, service.pool(pool))));
+    let pools = services.flat_map(|(name, service)| PoolKind::ALL.map(|pool| (name, pool, service.pool(pool))));
     let clients = pools.flat_map(|(name, pool, endpoints)| {
         let key = Key::Client(label(name, pool), somebody);
         let with = move |endpoint| Element { set: Set::Clients, key, value: Some(Value::Endpoint(endpoint)) };

@@ -26,8 +26,6 @@ use crate::{oracle, pipeline, verdicts};
 
 pub(crate) const STYLE: Style = Style { mark: 0x4000 };
 
-pub(crate) const POOLS: [PoolKind; 2] = [PoolKind::Cluster, PoolKind::Local];
-
 /// What connections have that no pool has.
 const NO_POOL: Label = Label(0);
 
@@ -175,7 +173,7 @@ pub(crate) fn stays(plan: &Plan, element: &Element) -> bool {
         panic!("{element:?} is no client")
     };
     plan.services().iter().filter(|(_, service)| service.affinity_seconds.is_some()).any(|(name, service)| {
-        POOLS.iter().any(|pool| label(name, *pool) == of && service.pool(*pool).contains(&endpoint))
+        PoolKind::ALL.iter().any(|pool| label(name, *pool) == of && service.pool(*pool).contains(&endpoint))
     })
 }
 

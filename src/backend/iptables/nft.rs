@@ -9,17 +9,12 @@ mod extensions;
 
 use std::fmt::Write as _;
 use std::io;
-use std::ops::ControlFlow;
-
-use netlink_packet_core::{DefaultNla, NLM_F_DUMP, NLM_F_REQUEST};
-use netlink_packet_netfilter::{
-    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily, NetfilterSubsystem,
-};
 
 use self::decode::Told;
 use super::names::ChainName;
 use crate::net::IpFamily;
-use crate::netlink::{Bus, Connection, End, HEADER, Message};
+use crate::netlink::nf_tables::{self, GET_CHAIN, GET_RULE, OF_CHAIN, OF_TABLE};
+use crate::netlink::{Bus, Connection, HEADER};
 
 /// Chains of the nat table of one family, as the kernel holds them.
 pub trait Chains: Send + Sync {
@@ -49,14 +44,6 @@ pub struct Kernel {
     family: IpFamily,
 }
 
-/// How often a listing during which the tables changed is begun anew.
-const ATTEMPTS: usize = 5;
-/// `NFT_MSG_GETCHAIN`, `NFT_MSG_GETRULE`
-const GET_CHAIN: u8 = 4;
-const GET_RULE: u8 = 7;
-const ENOENT: i32 = 2;
-const EINTR: i32 = 4;
-
 // === impl Kernel ===
 
 impl Kernel {
@@ -64,66 +51,21 @@ impl Kernel {
     pub fn new(family: IpFamily) -> Kernel {
         Kernel { family }
     }
-
-    /// Asks for a list, again if what is listed changed meanwhile; `begin` then forgets what `take` was
-    /// given.
-    fn list<T>(
-        self,
-        connection: &mut Connection,
-        request: impl Fn() -> NetfilterMessage,
-        found: &mut T,
-        begin: impl Fn(&mut T),
-        take: impl Fn(&mut T, &[u8]),
-    ) -> io::Result<()> {
-        let family = u8::from(family(self.family));
-        for _ in 0..ATTEMPTS {
-            begin(found);
-            let end = connection.exchange(request(), NLM_F_REQUEST | NLM_F_DUMP, |Message { payload, .. }| {
-                match payload.split_at_checked(HEADER) {
-                    Some((&[of, 0, ..], attributes)) if of == family => take(found, attributes),
-                    _ => return ControlFlow::Break(()),
-                }
-                ControlFlow::Continue(())
-            });
-            match end {
-                Ok(End::Complete) => return Ok(()),
-                Ok(End::Interrupted) => {}
-                Ok(End::Stopped) => return Err(io::Error::other("nf_tables gave an answer that was not asked for")),
-                Err(error) => match error.raw_os_error() {
-                    Some(ENOENT) => {
-                        begin(found);
-                        return Ok(());
-                    }
-                    Some(EINTR) => {}
-                    _ => return Err(error),
-                },
-            }
-        }
-        Err(io::Error::from_raw_os_error(EINTR))
-    }
-
-    fn request(self, message_type: u8, names: &[(u16, &str)]) -> NetfilterMessage {
-        let attribute = |(kind, name): &(u16, &str)| DefaultNla::new(*kind, [name.as_bytes(), &[0]].concat());
-        let inner = NetfilterMessageInner::Other {
-            subsys: NetfilterSubsystem::NfTables,
-            message_type,
-            attributes: names.iter().map(attribute).collect(),
-        };
-        NetfilterMessage::new(NetfilterHeader::new(family(self.family), 0, 0), inner)
-    }
 }
 
 impl Chains for Kernel {
     fn names(&self, name: &mut dyn FnMut(&str)) -> io::Result<()> {
-        let request = || self.request(GET_CHAIN, &[(decode::CHAIN_TABLE, decode::TABLE)]);
+        let names = [(OF_TABLE, decode::TABLE)];
+        let mut connection = Connection::open(Bus::Netfilter)?;
         // One after the other, each with a zero at its end.
         let mut found = String::new();
-        self.list(&mut Connection::open(Bus::Netfilter)?, request, &mut found, String::clear, |found, message| {
-            if let Some(name) = decode::chain(message) {
+        let take = |found: &mut String, message: &[u8]| {
+            if let Some(name) = decode::chain(attributes(message)) {
                 found.push_str(name);
                 found.push('\0');
             }
-        })?;
+        };
+        nf_tables::list(&mut connection, self.family, GET_CHAIN, &names, &mut found, String::clear, take)?;
         found.split_terminator('\0').for_each(name);
         Ok(())
     }
@@ -132,15 +74,20 @@ impl Chains for Kernel {
         let mut connection = Connection::open(Bus::Netfilter)?;
         let mut texts = Texts::default();
         for chain in chains {
-            let names = [(decode::RULE_TABLE, decode::TABLE), (decode::RULE_CHAIN, chain.as_str())];
-            let request = || self.request(GET_RULE, &names);
-            self.list(&mut connection, request, &mut texts, Texts::clear, |texts, message| {
-                texts.add(&decode::rule(message, self.family, chain.as_str()));
-            })?;
+            let names = [(OF_TABLE, decode::TABLE), (OF_CHAIN, chain.as_str())];
+            let take = |texts: &mut Texts, message: &[u8]| {
+                texts.add(&decode::rule(attributes(message), self.family, chain.as_str()));
+            };
+            nf_tables::list(&mut connection, self.family, GET_RULE, &names, &mut texts, Texts::clear, take)?;
             texts.iter().for_each(|text| rule(chain, text));
         }
         Ok(())
     }
+}
+
+/// What follows netfilter's header.
+fn attributes(message: &[u8]) -> &[u8] {
+    message.get(HEADER..).unwrap_or_default()
 }
 
 /// The rules of one chain.
@@ -178,12 +125,5 @@ impl Texts {
             start = end.unwrap_or(start);
             text
         })
-    }
-}
-
-fn family(family: IpFamily) -> NetfilterProtoFamily {
-    match family {
-        IpFamily::V4 => NetfilterProtoFamily::IPv4,
-        IpFamily::V6 => NetfilterProtoFamily::IPv6,
     }
 }

@@ -54,7 +54,7 @@ pub struct Maps<R> {
     /// Service ports whose elements were not what they were taken to be: once is not their fault.
     suspects: BTreeSet<ServicePortName>,
     /// Sets that were there before, and may have nobody who needs them.
-    passing: Vec<Set>,
+    passing: BTreeSet<Set>,
     /// Chains of others that could not be removed yet.
     foreign_chains: Vec<String>,
 }
@@ -86,7 +86,7 @@ impl<R: Run + Clone> Maps<R> {
             at_once: AT_ONCE,
             refused: BTreeMap::new(),
             suspects: BTreeSet::new(),
-            passing: Vec::new(),
+            passing: BTreeSet::new(),
             foreign_chains: Vec::new(),
         }
     }
@@ -144,7 +144,7 @@ impl<R: Run + Clone> Maps<R> {
         }
         self.is_foreign = is_there && !found.is_ours;
         self.foreign_chains = if is_there { found.foreign_chains } else { Vec::new() };
-        self.passing = if is_there { found.passing } else { Vec::new() };
+        self.passing = if is_there { found.passing } else { BTreeSet::new() };
         self.held = Held::of(if is_there { found.elements } else { Vec::new() });
         for name in self.refused.keys() {
             if let Some(plan) = plan.services().get(name) {
@@ -185,63 +185,58 @@ impl<R: Run + Clone> Maps<R> {
             return Ok(());
         }
         let base = base(node, &self.style, &timeouts);
-        let text = |base: &Base| {
-            let mut script = Script::new(self.family);
-            match self.is_foreign {
-                true => {
-                    script.sets(&base.sets);
-                    script.declare(&base.netlink_chains);
-                }
-                false => script.base(base),
-            }
-            script.into_text()
-        };
-        let had = self.written.iter().flat_map(|written| &written.base.sets);
-        let gone: Vec<Set> = had.filter(|set| !base.sets.contains(set)).copied().collect();
-        let input = text(&base);
-        let mut transaction = Transaction::new(self.family);
         // The kernel goes through all elements of a map for each new rule that asks it: those that are right stay.
-        let standing = match &self.written {
-            Some(written) => {
-                let same = written.base.netlink_chains.iter().filter(|chain| base.netlink_chains.contains(chain));
-                same.map(|chain| chain.name.clone()).collect()
-            }
-            None => {
-                let chains = base.netlink_chains.clone();
-                self.with_table(move |table| table.standing(&chains)).await??
-            }
-        };
+        let standing = self.standing(&base).await?;
+        let mut transaction = Transaction::new(self.family);
         let differ = base.netlink_chains.iter().filter(|chain| !standing.contains(&chain.name));
         differ.for_each(|chain| transaction.rewrite_chain(chain));
-        gone.iter().for_each(|set| transaction.delete_set(&set.name()));
-        report.restores += 1;
-        report.bytes += input.len();
-        let command = command::Command::new("nft", &["-f", "-"]).with_stdin(input.into_bytes());
-        // Without rules, it is told from what others do by taking nothing away.
-        if !self.is_foreign {
-            self.watch.expect(self.family);
-        }
-        let output = self.run.run(command, &mut |_| {}).await;
-        let failed = match output {
-            Ok(output) if output.success() => None,
-            Ok(output) => {
-                report.refusals += 1;
-                let detail = output.complaint().to_owned();
-                Some(ApplyError::Failed { program: "nft -f -".to_owned(), detail })
-            }
-            Err(error) => Some(error.into()),
-        };
-        if let Some(failed) = failed {
-            self.watch.expect_no_more(self.family);
-            return Err(failed);
-        }
-        self.written = None;
+        self.feed(&base, report).await?;
+        let before = self.written.take();
         if let Some(refusal) = self.commit(transaction, report).await?.into_iter().next() {
             let program = "nf_tables, asked for rules that choose endpoints,".to_owned();
             return Err(ApplyError::Failed { program, detail: refusal.to_string() });
         }
+        self.passing.extend(before.into_iter().flat_map(|before| before.base.sets));
         self.written = Some(Written { node: node.clone(), timeouts, base });
         Ok(())
+    }
+
+    /// Which of the chains that `nft` cannot read are as they shall be.
+    async fn standing(&mut self, base: &Base) -> Result<BTreeSet<String>, ApplyError> {
+        if let Some(written) = &self.written {
+            let same = written.base.netlink_chains.iter().filter(|chain| base.netlink_chains.contains(chain));
+            return Ok(same.map(|chain| chain.name.clone()).collect());
+        }
+        let chains = base.netlink_chains.clone();
+        Ok(self.with_table(move |table| table.standing(&chains)).await??)
+    }
+
+    /// Has `nft` write what it can read; beside rules of others, only sets.
+    async fn feed(&mut self, base: &Base, report: &mut Report) -> Result<(), ApplyError> {
+        let mut script = Script::new(self.family);
+        if self.is_foreign {
+            script.sets(&base.sets);
+            script.declare(&base.netlink_chains);
+        } else {
+            script.base(base);
+            // Without rules, it is told from what others do by taking nothing away.
+            self.watch.expect(self.family);
+        }
+        let input = script.into_text().into_bytes();
+        report.restores += 1;
+        report.bytes += input.len();
+        let command = command::Command::new("nft", &["-f", "-"]).with_stdin(input);
+        let failed = match self.run.run(command, &mut |_| {}).await {
+            Ok(output) if output.success() => return Ok(()),
+            Ok(output) => {
+                report.refusals += 1;
+                let detail = output.complaint().to_owned();
+                ApplyError::Failed { program: "nft -f -".to_owned(), detail }
+            }
+            Err(error) => error.into(),
+        };
+        self.watch.expect_no_more(self.family);
+        Err(failed)
     }
 
     async fn write_services(
@@ -307,8 +302,9 @@ impl<R: Run + Clone> Maps<R> {
         }
         let mut transaction = Transaction::new(self.family);
         let needed = |set: &Set| self.written.as_ref().is_some_and(|written| written.base.sets.contains(set));
-        let gone: Vec<Set> = self.passing.drain(..).filter(|set| !needed(set)).collect();
-        gone.iter().for_each(|set| transaction.delete_set(&set.name()));
+        let gone = self.passing.iter().filter(|set| !needed(set));
+        gone.for_each(|set| transaction.delete_set(&set.name()));
+        self.passing.clear();
         self.commit(transaction, report).await?;
         if !self.foreign_chains.is_empty() {
             let (family, chains) = (self.family, std::mem::take(&mut self.foreign_chains));
@@ -324,7 +320,7 @@ impl<R: Run + Clone> Maps<R> {
     }
 
     async fn clear_clients(&mut self, report: &mut Report) -> Result<(), ApplyError> {
-        let (clients, _) = self.with_table(|table| table.elements(Set::Clients)).await??;
+        let clients = self.with_table(|table| table.elements(Set::Clients)).await??;
         let stale = self.held.stale_clients(clients.into_iter().map(|(client, _)| client));
         for part in stale.chunks(self.at_once) {
             // One that has ended meanwhile must not keep the others.

@@ -106,7 +106,7 @@ impl Held {
             Key::Frontend(frontend) | Key::Slot(frontend, _) | Key::Allowed(frontend, _) => {
                 !frontends.contains(frontend)
             }
-            Key::Label(of) => [PoolKind::Cluster, PoolKind::Local].iter().all(|pool| *of != label(name, *pool)),
+            Key::Label(of) => PoolKind::ALL.iter().all(|pool| *of != label(name, *pool)),
             Key::Ip(_) | Key::Hairpin(..) | Key::Client(..) => {
                 !shared.iter().any(|element| (element.set, element.key) == (*set, *key))
             }
@@ -118,7 +118,7 @@ impl Held {
         let keeps = self.services.iter().filter(|(_, plan)| plan.affinity_seconds.is_some());
         let pools = keeps.flat_map(|(name, plan)| {
             let pool = |kind| (label(name, kind), plan.pool(kind).into_iter().collect());
-            [PoolKind::Cluster, PoolKind::Local].map(pool)
+            PoolKind::ALL.map(pool)
         });
         let known: HashMap<Label, BTreeSet<Backend>> = pools.collect();
         let stays = |client: &Element| match (client.key, client.value) {
@@ -305,5 +305,5 @@ fn is_unsettled(before: &ServicePlan, after: Option<&ServicePlan>) -> bool {
         let now: BTreeSet<Backend> = after.pool(kind).into_iter().collect();
         !before.pool(kind).iter().all(|endpoint| now.contains(endpoint))
     };
-    keeps(before) && [PoolKind::Cluster, PoolKind::Local].into_iter().any(lost)
+    keeps(before) && PoolKind::ALL.into_iter().any(lost)
 }

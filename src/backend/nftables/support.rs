@@ -76,7 +76,7 @@ pub async fn check<R: Run>(run: &R, family: IpFamily, style: &Style) -> Result<(
 }
 
 /// Whether `nft --version` said 1.0.1 or later. (kube-proxy: the same.)
-pub fn is_recent(version: &str) -> bool {
+fn is_recent(version: &str) -> bool {
     let number = version.split_whitespace().find_map(|word| word.strip_prefix('v')).unwrap_or_default();
     !number.is_empty() && !number.starts_with("0.") && number != "1.0.0"
 }

@@ -10,10 +10,11 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 
-use super::kernel::{SUBSYSTEM, number, table_name};
+use super::kernel::{SUBSYSTEM, table_name};
 use super::names::TABLE;
 use crate::net::IpFamily;
 use crate::netlink::messages;
+use crate::netlink::nf_tables::number;
 
 /// What is known of the tables of both families. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -34,11 +35,11 @@ struct TableState {
     disturbed: AtomicBool,
 }
 
-/// What one transaction did to our tables so far.
+/// What one transaction did to one of our tables so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Seen {
-    writes_rules: [bool; 2],
-    takes_away: [bool; 2],
+    writes_rules: bool,
+    takes_away: bool,
 }
 
 /// `NFNLGRP_NFTABLES`
@@ -67,8 +68,7 @@ impl Watch {
 
     /// It did not.
     pub fn expect_no_more(&self, family: IpFamily) {
-        let less = |expected: usize| expected.checked_sub(1);
-        let _ = self.table(family).expected.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less);
+        self.table(family).take_expected();
     }
 
     /// Whether something may have been taken away since this was asked before.
@@ -116,38 +116,26 @@ impl Watch {
 
     /// Takes note of messages; gives the families of which something was taken away. `transactions` are those under way, by
     /// the port they come from.
-    fn take(&self, datagram: &[u8], transactions: &mut HashMap<u32, Seen>) -> [bool; 2] {
+    fn take(&self, datagram: &[u8], transactions: &mut HashMap<u32, [Seen; 2]>) -> [bool; 2] {
         let mut disturbed = [false; 2];
         for message in messages(datagram).map_while(Result::ok) {
             let [kind, subsystem] = message.header.message_type.to_le_bytes();
+            let port = message.header.port_number;
             if subsystem != SUBSYSTEM {
                 continue;
             }
-            let port = message.header.port_number;
             if kind == NEW_GENERATION {
                 let seen = transactions.remove(&port).unwrap_or_default();
                 if !self.is_own(port) {
-                    for (i, table) in self.0.tables.iter().enumerate() {
-                        let is = |seen: [bool; 2]| seen.get(i).copied().unwrap_or_default();
-                        let less = |expected: usize| expected.checked_sub(1);
-                        let is_ours = is(seen.writes_rules)
-                            && table.expected.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok();
-                        if let Some(place) = disturbed.get_mut(i) {
-                            *place |= is(seen.takes_away) && !is_ours;
-                        }
+                    for ((disturbed, table), seen) in disturbed.iter_mut().zip(&self.0.tables).zip(seen) {
+                        *disturbed |= table.is_disturbed_by(seen);
                     }
                 }
-                continue;
-            }
-            let family = message.payload.first().copied();
-            let Some(i) = IpFamily::BOTH.iter().position(|of| Some(number(*of)) == family) else { continue };
-            let is_about_rules = kind == NEW_RULE;
-            if (is_about_rules || DELETIONS.contains(&kind)) && table_name(message.payload).as_deref() == Some(TABLE) {
-                let seen = transactions.entry(port).or_default();
-                let places = if is_about_rules { &mut seen.writes_rules } else { &mut seen.takes_away };
-                if let Some(place) = places.get_mut(i) {
-                    *place = true;
-                }
+            } else if let Some(i) = table_of(kind, message.payload)
+                && let Some(seen) = transactions.entry(port).or_default().get_mut(i)
+            {
+                seen.writes_rules |= kind == NEW_RULE;
+                seen.takes_away |= DELETIONS.contains(&kind);
             }
         }
         disturbed
@@ -164,4 +152,28 @@ impl Watch {
             IpFamily::V6 => v6,
         }
     }
+}
+
+// === impl TableState ===
+
+impl TableState {
+    /// Whether somebody else took something away in a transaction that has ended.
+    fn is_disturbed_by(&self, seen: Seen) -> bool {
+        let is_ours = seen.writes_rules && self.take_expected();
+        seen.takes_away && !is_ours
+    }
+
+    /// One transaction of `nft` less is expected, if one was.
+    fn take_expected(&self) -> bool {
+        let less = |expected: usize| expected.checked_sub(1);
+        self.expected.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok()
+    }
+}
+
+/// Which of our tables a message is about that tells of new rules, or that something was taken away.
+fn table_of(kind: u8, payload: &[u8]) -> Option<usize> {
+    let family = payload.first()?;
+    let place = IpFamily::BOTH.iter().position(|of| number(*of) == *family)?;
+    let is_of_interest = kind == NEW_RULE || DELETIONS.contains(&kind);
+    (is_of_interest && table_name(payload).as_deref() == Some(TABLE)).then_some(place)
 }

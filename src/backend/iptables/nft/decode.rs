@@ -17,6 +17,7 @@ use super::attributes::{Attributes, fields, is_zero, number, only, own_chain, pl
 use super::extensions;
 use crate::backend::iptables::ruleset::{Addresses, Is, Marking, Match, Rule, Target};
 use crate::net::{IpFamily, Protocol};
+use crate::netlink::nf_tables::{OF_CHAIN, OF_TABLE};
 
 /// What a message about a rule says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,11 +33,7 @@ pub(super) enum Told {
 /// The only table that is read.
 pub(super) const TABLE: &str = "nat";
 
-/// Attributes of a rule: `NFTA_RULE_TABLE`, `NFTA_RULE_CHAIN`.
-pub(super) const RULE_TABLE: u16 = 1;
-pub(super) const RULE_CHAIN: u16 = 2;
-/// Attributes of a chain: `NFTA_CHAIN_TABLE`, `NFTA_CHAIN_NAME`.
-pub(super) const CHAIN_TABLE: u16 = 1;
+/// `NFTA_CHAIN_NAME`
 const CHAIN_NAME: u16 = 3;
 /// `NFTA_LIST_ELEM`
 const ELEMENT: u16 = 1;
@@ -63,7 +60,7 @@ pub(super) fn chain(message: &[u8]) -> Option<&str> {
     for attribute in Attributes::of(message) {
         let attribute = attribute?;
         match attribute.kind {
-            CHAIN_TABLE => table = text(Some(attribute.value)),
+            OF_TABLE => table = text(Some(attribute.value)),
             CHAIN_NAME => name = text(Some(attribute.value)),
             _ => {}
         }
@@ -75,8 +72,8 @@ pub(super) fn chain(message: &[u8]) -> Option<&str> {
 pub(super) fn rule(message: &[u8], family: IpFamily, chain: &str) -> Told {
     let is_elsewhere = Attributes::of(message).flatten().any(|attribute| {
         let here = match attribute.kind {
-            RULE_TABLE => TABLE,
-            RULE_CHAIN => chain,
+            OF_TABLE => TABLE,
+            OF_CHAIN => chain,
             _ => return false,
         };
         text(Some(attribute.value)).is_some_and(|name| name != here.as_bytes())

@@ -19,7 +19,7 @@ pub(super) struct Found {
     /// Elements of our sets, but for those that come and go by themselves.
     pub(super) elements: Vec<Commented>,
     /// Sets of ours that are there only while somebody needs them.
-    pub(super) passing: Vec<Set>,
+    pub(super) passing: BTreeSet<Set>,
     /// Sets that have names of ours, and are made otherwise.
     pub(super) misshapen: Vec<String>,
     /// Chains that are not ours.
@@ -44,7 +44,7 @@ pub(super) fn read(table: &mut Table) -> io::Result<Found> {
             (Some(Set::Clients | Set::NodePortIps), _) => {}
             (Some(set), _) => {
                 found.is_ours |= set == Set::Endpoints(Site::Address, Way::Usual);
-                found.elements.extend(table.elements(set)?.0);
+                found.elements.extend(table.elements(set)?);
                 found.passing.extend(Some(set).filter(|set| matches!(set, Set::Kept(_))));
             }
             (None, Some(_)) => found.misshapen.push(header.name),

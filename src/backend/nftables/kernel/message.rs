@@ -15,6 +15,7 @@ use crate::backend::nftables::diff::comment;
 use crate::backend::nftables::ruleset::{Chain, Element, Field, Frontend, Key, Label, Set, Site, Value};
 use crate::model::ServicePortName;
 use crate::net::{IpFamily, Protocol};
+use crate::netlink::nf_tables::{OF_CHAIN, OF_SET, OF_TABLE, number};
 use crate::netlink::{HEADER, NESTED};
 use crate::plan::Backend;
 
@@ -48,15 +49,11 @@ pub struct SetHeader {
 
 // `NFT_MSG_…`
 pub(super) const DEL_TABLE: u8 = 2;
-pub(super) const GET_CHAIN: u8 = 4;
 pub(super) const DEL_CHAIN: u8 = 5;
 pub(super) const NEW_RULE: u8 = 6;
-pub(super) const GET_RULE: u8 = 7;
 pub(super) const DEL_RULE: u8 = 8;
-pub(super) const GET_SET: u8 = 10;
 pub(super) const DEL_SET: u8 = 11;
 pub(super) const NEW_SET_ELEM: u8 = 12;
-pub(super) const GET_SET_ELEM: u8 = 13;
 pub(super) const DEL_SET_ELEM: u8 = 14;
 /// `NFNL_SUBSYS_NFTABLES`
 pub const SUBSYSTEM: u8 = 10;
@@ -64,14 +61,9 @@ pub const SUBSYSTEM: u8 = 10;
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
 
-/// The table's name in messages about it, chains, rules, sets and elements alike: the first attribute.
-pub(super) const OF_TABLE: u16 = 1;
-/// `NFTA_SET_NAME`, `NFTA_SET_ELEM_LIST_SET`
-pub(super) const OF_SET: u16 = 2;
 /// `NFTA_CHAIN_NAME`
-pub(super) const CHAIN_NAME: u16 = 3;
-/// `NFTA_RULE_CHAIN`, `NFTA_RULE_EXPRESSIONS`
-const RULE_CHAIN: u16 = 2;
+const CHAIN_NAME: u16 = 3;
+/// `NFTA_RULE_EXPRESSIONS`
 const RULE_EXPRESSIONS: u16 = 4;
 // `NFTA_SET_…`
 const SET_FLAGS: u16 = 3;
@@ -170,7 +162,7 @@ impl Transaction {
         for rule in &chain.rules {
             let expressions = expressions::rule(rule, self.family);
             let message = self.begin(NEW_RULE, REQUEST | CREATE | APPEND, 0);
-            self.name(RULE_CHAIN, &chain.name);
+            self.name(OF_CHAIN, &chain.name);
             self.bytes.extend(expressions);
             self.end(message);
         }
@@ -179,7 +171,7 @@ impl Transaction {
     /// A chain loses its rules.
     pub fn flush_chain(&mut self, name: &str) {
         let message = self.begin(DEL_RULE, REQUEST, 0);
-        self.name(RULE_CHAIN, name);
+        self.name(OF_CHAIN, name);
         self.end(message);
     }
 
@@ -392,14 +384,6 @@ fn field_frontend(bytes: &mut Vec<u8>, frontend: Frontend) {
     field_port(bytes, port);
 }
 
-/// The number of a family's tables. (`NFPROTO_IPV4`, `NFPROTO_IPV6`.)
-pub fn number(family: IpFamily) -> u8 {
-    match family {
-        IpFamily::V4 => 2,
-        IpFamily::V6 => 10,
-    }
-}
-
 /// A message about a set: attributes after its header.
 pub(super) fn set_header(message: &[u8], family: IpFamily) -> Option<SetHeader> {
     let (mut name, mut flags, mut key_length, mut value_type, mut value_length) = (None, 0, 0, 0, 0);
@@ -442,7 +426,7 @@ pub(super) fn rule(message: &[u8]) -> Option<(String, Vec<u8>)> {
     let (mut chain, mut expressions) = (None, Vec::new());
     for attribute in NlasIterator::new(message.get(HEADER..)?).flatten() {
         match attribute.kind() & !NESTED {
-            RULE_CHAIN => chain = text(attribute.value()),
+            OF_CHAIN => chain = text(attribute.value()),
             RULE_EXPRESSIONS => expressions = attribute.value().to_vec(),
             _ => {}
         }
@@ -473,24 +457,13 @@ fn text(bytes: &[u8]) -> Option<String> {
     Some(text.trim_end_matches('\0').to_owned())
 }
 
-/// Hands over the elements of a message about a set, with their comments. Those that ours cannot have are counted.
-pub(super) fn elements(
-    message: &[u8],
-    family: IpFamily,
-    set: Set,
-    take: &mut dyn FnMut(Element, Option<Box<str>>),
-) -> usize {
-    let mut strange = 0;
+/// Hands over the elements of a message about a set, with their comments, but for those that ours cannot have.
+pub(super) fn elements(message: &[u8], family: IpFamily, set: Set, mut take: impl FnMut((Element, Option<Box<str>>))) {
     let attributes = NlasIterator::new(message.get(HEADER..).unwrap_or_default()).flatten();
     for list in attributes.filter(|attribute| attribute.kind() & !NESTED == LIST) {
-        for element in NlasIterator::new(list.value()).flatten() {
-            match read_element(element.value(), family, set) {
-                Some((element, comment)) => take(element, comment),
-                None => strange += 1,
-            }
-        }
+        let elements = NlasIterator::new(list.value()).flatten();
+        elements.filter_map(|element| read_element(element.value(), family, set)).for_each(&mut take);
     }
-    strange
 }
 
 fn read_element(attributes: &[u8], family: IpFamily, set: Set) -> Option<(Element, Option<Box<str>>)> {

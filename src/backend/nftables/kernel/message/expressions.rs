@@ -5,7 +5,7 @@ use netlink_packet_core::{DefaultNla, Emitable, NlasIterator};
 
 use crate::backend::nftables::ruleset::{Action, Match, Of, Rule, Set};
 use crate::net::IpFamily;
-use crate::netlink::{NESTED, nested};
+use crate::netlink::{NESTED, nested, nf_tables};
 
 /// `NFTA_RULE_EXPRESSIONS`, `NFTA_LIST_ELEM`, `NFTA_EXPR_NAME`, `NFTA_EXPR_DATA`
 const EXPRESSIONS: u16 = 4;
@@ -27,9 +27,6 @@ const DNAT: u32 = 1;
 const UPDATE: u32 = 1;
 /// `NFT_NG_RANDOM`
 const RANDOM: u32 = 1;
-/// Numbers of families. (`NFPROTO_IPV4`, `NFPROTO_IPV6`.)
-const IPV4: u32 = 2;
-const IPV6: u32 = 10;
 
 /// An expression: its name, and attributes with their values.
 type Expression = (&'static str, Vec<(u16, Vec<u8>)>);
@@ -101,10 +98,7 @@ fn expressions(rule: &Rule, family: IpFamily) -> Vec<Expression> {
                 writer.add("numgen", vec![register(1, next), number(2, *below), number(3, RANDOM)]);
             }
             writer.look_up(*map, 0, Some(0));
-            let family = match family {
-                IpFamily::V4 => IPV4,
-                IpFamily::V6 => IPV6,
-            };
+            let family = nf_tables::number(family).into();
             // `NFTA_NAT_TYPE`, `_FAMILY`, `_REG_ADDR_MIN`, `_REG_PROTO_MIN`
             let port = writer.address_words();
             writer.add("nat", vec![number(1, DNAT), number(2, family), register(3, 0), register(5, port)]);

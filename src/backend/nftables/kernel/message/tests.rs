@@ -66,10 +66,7 @@ fn what_is_written_can_be_read() {
             assert_eq!(*kind, u16::from(SUBSYSTEM) << 8 | u16::from(NEW_SET_ELEM));
             assert_eq!(table_name(message).as_deref(), Some("kube-proxy"));
             let mut read = Vec::new();
-            assert_eq!(
-                elements(message, family, element.set, &mut |element, comment| read.push((element, comment))),
-                0
-            );
+            elements(message, family, element.set, |element| read.push(element));
             let comment = (!element.set.is_shared()).then(|| "default/web:http".into());
             assert_eq!(read, [(element, comment)]);
         }
@@ -94,7 +91,7 @@ fn long_lists_are_several_messages() {
         assert!(message.len() < usize::from(u16::MAX));
         assert_eq!(owners.get(*number as usize - 1), Some(owner));
         if kind & 0xff == u16::from(NEW_SET_ELEM) {
-            elements(message, IpFamily::V4, set, &mut |element, _| read.push(element));
+            elements(message, IpFamily::V4, set, |(element, _)| read.push(element));
         }
     }
     assert_eq!(read, all);
