@@ -30,6 +30,7 @@ mod configurations;
 mod events;
 mod faults;
 mod ipvs;
+mod nftables;
 mod restores;
 mod samples;
 mod steps;

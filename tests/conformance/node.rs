@@ -222,8 +222,12 @@ impl Node {
         Tables::parse(&String::from_utf8(output.stdout).expect("text"))
     }
 
+    /// Runs a program on an input.
+    ///
+    /// # Panics
+    /// If it fails.
     #[track_caller]
-    fn feed(&self, command: &mut Command, input: &str) {
+    pub fn feed(&self, command: &mut Command, input: &str) {
         if let Err(error) = offer(command, input) {
             panic!("{error}");
         }
