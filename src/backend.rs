@@ -77,6 +77,8 @@ pub struct Report {
     pub bytes: usize,
     /// How many of these programs failed because the kernel refused what they were given.
     pub refusals: usize,
+    /// How often the removal of what nobody needs any more failed. It stays, and does no harm.
+    pub cleanup_failures: usize,
     /// Rules that the kernel holds now in the backend's own chains.
     pub holds: RuleCount,
     /// Rules written to those chains in this sync.
@@ -139,7 +141,19 @@ impl Report {
 
     /// What this piece of a sync and the pieces before it did together.
     pub fn after(self, before: Report) -> Report {
-        let Report { remaining, written, refused, set_aside, restores, bytes, refusals, holds, rules, diffing } = self;
+        let Report {
+            remaining,
+            written,
+            refused,
+            set_aside,
+            restores,
+            bytes,
+            refusals,
+            cleanup_failures,
+            holds,
+            rules,
+            diffing,
+        } = self;
         let mut all = Report {
             remaining,
             written: before.written + written,
@@ -148,6 +162,7 @@ impl Report {
             restores: before.restores + restores,
             bytes: before.bytes + bytes,
             refusals: before.refusals + refusals,
+            cleanup_failures: before.cleanup_failures + cleanup_failures,
             holds,
             rules: before.rules,
             diffing: before.diffing + diffing,

@@ -127,12 +127,6 @@ impl Metrics {
         self.0.proxy.reconcile_deleted.with_label_values(family).inc_by(deleted as u64);
     }
 
-    /// Counts a failure to remove chains that are no longer used, in nftables mode.
-    pub fn count_cleanup_failure(&self, family: IpFamily) {
-        let counter = self.0.proxy.nft_cleanup_failures.iter();
-        counter.for_each(|counter| counter.with_label_values(&[family.as_str()]).inc());
-    }
-
     /// Counts a request to the API server.
     pub fn count_request(&self, exchange: &Exchange) {
         self.0.requests.count(exchange);

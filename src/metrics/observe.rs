@@ -166,6 +166,10 @@ impl Recorder {
         let Ok(report) = sync.result else {
             return self.inner.outstanding(sync.family, Outstanding::fail);
         };
+        if report.cleanup_failures > 0 {
+            let counter = proxy.nft_cleanup_failures.iter();
+            counter.for_each(|counter| counter.with_label_values(family).inc_by(report.cleanup_failures as u64));
+        }
         self.inner.outstanding(sync.family, Outstanding::succeed);
         stage("diff", report.diffing);
         stage("apply", sync.applying.saturating_sub(report.diffing));

@@ -208,6 +208,23 @@ fn other_modes_have_their_own() {
     }
 }
 
+#[test]
+fn failures_of_nftables_mode_are_counted() {
+    let config = config("nftables-base");
+    let metrics = metrics(&config);
+    let (plan, scope) = (plan_of_nothing(&config), Scope::Services(BTreeSet::new()));
+    let mut recorder = metrics.recorder();
+    recorder.notice(&Notice::Started(IpFamily::V4));
+    let report = Report { refusals: 2, cleanup_failures: 3, ..Report::default() };
+    recorder.notice(&Notice::Ended(ended(&plan, &scope, &report, &[])));
+    for (name, expected) in [
+        ("kubeproxy_sync_proxy_rules_nftables_sync_failures_total", 2.0),
+        ("kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total", 3.0),
+    ] {
+        assert_eq!(value(&metrics, name, &format!("{name}{{ip_family=\"IPv4\"}}")), expected, "{name}");
+    }
+}
+
 /// A label makes a family absent until it is used; without labels it is there from the start.
 #[test]
 fn what_a_fresh_scrape_has() {

@@ -294,9 +294,7 @@ impl<R: Run + Clone> Maps<R> {
             for part in left.chunks(self.at_once) {
                 let mut transaction = Transaction::new(self.family);
                 transaction.elements_of(Command::Remove, part, None, 0);
-                for refusal in self.commit(transaction, report).await? {
-                    tracing::warn!(family = %self.family, %refusal, "elements that nobody asks for stay");
-                }
+                self.clean(transaction, "elements that nobody asks for stay", report).await?;
             }
             self.clear_clients(report).await?;
         }
@@ -305,12 +303,23 @@ impl<R: Run + Clone> Maps<R> {
         let gone = self.passing.iter().filter(|set| !needed(set));
         gone.for_each(|set| transaction.delete_set(&set.name()));
         self.passing.clear();
-        self.commit(transaction, report).await?;
+        self.clean(transaction, "sets that nobody asks stay", report).await?;
         if !self.foreign_chains.is_empty() {
             let (family, chains) = (self.family, std::mem::take(&mut self.foreign_chains));
             self.foreign_chains = self.with_table(move |table| table::remove_foreign(table, family, chains)).await??;
+            report.cleanup_failures += usize::from(!self.foreign_chains.is_empty());
         }
         self.is_settled = true;
+        Ok(())
+    }
+
+    /// Takes away what nobody needs any more. If it cannot be had, that does no harm.
+    async fn clean(&mut self, transaction: Transaction, stays: &str, report: &mut Report) -> Result<(), ApplyError> {
+        let refused = self.commit(transaction, report).await?;
+        report.cleanup_failures += usize::from(!refused.is_empty());
+        for refusal in refused {
+            tracing::warn!(family = %self.family, %refusal, "{stays}");
+        }
         Ok(())
     }
 
