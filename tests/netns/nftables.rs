@@ -5,8 +5,14 @@ use std::fs;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
+use ferrule::backend::nftables::compile::{Base, Style, base};
+use ferrule::backend::nftables::ruleset::Action;
+use ferrule::backend::nftables::support::check_netlink;
+use ferrule::net::IpFamily;
+use ferrule::plan::NodePlan;
+
 use crate::objects::{Endpoint, Objects, SERVICE_PORT, Service};
-use crate::proxy::{Config, LONG, Mode, Proxy, table};
+use crate::proxy::{Config, LONG, Mode, Proxy, arguments, manifests, table, write};
 use crate::rules::Rules;
 use crate::tools::Variant;
 use crate::traffic::{Call, Outcome, Prober, Probers, Proto, Stream};
@@ -19,6 +25,8 @@ families!(
     modes_take_over_from_one_another,
     a_kube_proxys_table_is_taken_over,
     tables_that_nft_cannot_list_are_no_obstacle,
+    a_set_of_another_shape_is_made_anew,
+    what_cannot_be_written_is_said_at_the_start,
     what_the_kernel_refuses_stays_with_its_service,
     loopback_addresses_serve_node_ports_if_asked,
     addresses_that_no_service_has_are_dropped,
@@ -295,6 +303,70 @@ fn tables_that_nft_cannot_list_are_no_obstacle(case: Case) {
     assert_eq!(cluster(&service).make_in(&world.client).endpoint(), Some("b0"));
     assert_eq!(cluster(&objects.services[1]).make_in(&world.client).endpoint(), Some("a0"));
     assert!(!log(&world).contains("sync failed"), "{}", log(&world));
+}
+
+/// Of another program, or of another version: what the kernel can do does not depend on it.
+fn a_set_of_another_shape_is_made_anew(case: Case) {
+    let world = case.world(Fabric::Bridge, 1, 1);
+    let (ip, addr) = match world.family() {
+        Family::V4 => ("ip", "ipv4_addr"),
+        Family::V6 => ("ip6", "ipv6_addr"),
+    };
+    let table_of_others =
+        format!("add table {ip} kube-proxy\nadd set {ip} kube-proxy services-2 {{ type {addr} ; }}\n");
+    world.node.exec("nft", &["-f", "-"], &table_of_others);
+    let service = Service::new(&world, "web", 1, &["a0", "b0"]);
+    let _proxy = Proxy::start(&world, &Config::default(), &Objects::new([service.clone()]));
+    assert!(cluster(&service).make_in(&world.client).endpoint().is_some());
+    assert!(log(&world).contains("the table is made anew"), "{}", log(&world));
+}
+
+/// Also what `nft` has no part in.
+fn what_cannot_be_written_is_said_at_the_start(case: Case) {
+    let world = case.world(Fabric::Bridge, 1, 0);
+    let family = match world.family() {
+        Family::V4 => IpFamily::V4,
+        Family::V6 => IpFamily::V6,
+    };
+    let usual = base(&NodePlan::unknown(family), &Style { mark: 0x4000 }, &[10].into());
+    let said = |base: &Base| world.node.run(|| check_netlink(family, base).map_err(|missing| missing.to_string()));
+    assert_eq!(said(&usual), Ok(()));
+
+    // A kernel without an expression refuses the rule that has it, as it does one that makes no sense.
+    let mut senseless = usual.clone();
+    let chain = senseless.netlink_chains.iter_mut().find(|chain| chain.name == "pick-nodeports-of-4").unwrap();
+    let Action::Translate { below, .. } = &mut chain.rules[3].action else { panic!("{chain:?}") };
+    *below = Some(0);
+    let refusal = said(&senseless).unwrap_err();
+    let rule = "th dport . numgen random mod 0 map @nodeport-endpoints: ";
+    assert!(
+        refusal.contains("the kernel refuses what nftables mode needs (dnat ") && refusal.contains(rule),
+        "{refusal}"
+    );
+
+    // One that asks a set that is not there is refused as well.
+    let mut without = usual;
+    without.sets.retain(|set| set.name() != "client-ip-10s");
+    let refusal = said(&without).unwrap_err();
+    assert!(refusal.contains("@client-ip-10s") && refusal.contains("No such file or directory"), "{refusal}");
+    assert_eq!(world.node.exec("nft", &["list", "ruleset"], ""), "", "nothing of it stays");
+
+    // The program asks, and ends: here it may not write, and its `nft` finds nothing wrong.
+    world.tools.put("nft", "[ \"$1\" != --version ] || PATH=/usr/sbin:/sbin:/usr/bin:/bin exec nft --version");
+    write(&world, &Objects::new([]));
+    let file = world.dir().join("config.json");
+    let config = Config { mode: Mode::Nftables, ..Config::default() };
+    fs::write(&file, config.file().to_string()).unwrap();
+    let unable = ["setpriv", "--inh-caps=-net_admin", "--bounding-set=-net_admin", "--"].map(Into::into);
+    let arguments = [unable.to_vec(), arguments(&file, &manifests(&world), Node::A.name())].concat();
+    let status = Proxy::spawn(&world, &arguments).wait();
+    assert_eq!(status.code(), Some(1));
+    let said = log(&world);
+    assert!(
+        said.contains("can't use the nftables proxier: IPv4: the kernel refuses what nftables mode needs"),
+        "{said}"
+    );
+    assert!(said.contains("(nf_tables: Operation not permitted"), "{said}");
 }
 
 /// One Service is set aside, by name, and all others work; when there is room, it does, too.

@@ -373,14 +373,14 @@ pub fn shown_in_table(address: SocketAddr) -> String {
     }
 }
 
-fn arguments(config: &Path, manifests: &Path, hostname: &str) -> Vec<OsString> {
+pub fn arguments(config: &Path, manifests: &Path, hostname: &str) -> Vec<OsString> {
     let [config, manifests] = [config, manifests].map(OsString::from);
     let flags = ["--config".into(), config, "--manifests".into(), manifests];
     let hostname = ["--hostname-override".into(), hostname.into()];
     std::iter::once(binary().into()).chain(flags).chain(hostname).collect()
 }
 
-fn manifests(world: &World) -> PathBuf {
+pub fn manifests(world: &World) -> PathBuf {
     let dir = world.dir().join("manifests");
     fs::create_dir_all(&dir).unwrap();
     dir

@@ -92,19 +92,19 @@ impl Tools {
         let state = self.bin.with_file_name(format!("state{suffix}"));
         fs::create_dir_all(&state).unwrap();
         for family in Family::BOTH {
-            let text = format!(
-                "#!/bin/sh\nREAL={}\nNAME={}\nSTATE={}\n{script}\n",
-                self.real(family, suffix),
-                name(family, suffix),
-                state.display()
-            );
-            // Renamed into place, so that nobody ever starts half a script.
-            let (fresh, path) = (self.bin.join("fresh"), self.bin.join(name(family, suffix)));
-            fs::write(&fresh, text).unwrap();
-            fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755)).unwrap();
-            fs::rename(&fresh, path).unwrap();
+            let (real, name) = (self.real(family, suffix), name(family, suffix));
+            self.put(&name, &format!("REAL={real}\nNAME={name}\nSTATE={}\n{script}", state.display()));
         }
         state
+    }
+
+    /// Puts a shell script where the proxy finds it first.
+    pub fn put(&self, name: &str, script: &str) {
+        // Renamed into place, so that nobody ever starts half a script.
+        let fresh = self.bin.join("fresh");
+        fs::write(&fresh, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::rename(&fresh, self.bin.join(name)).unwrap();
     }
 
     /// Takes a script away again.

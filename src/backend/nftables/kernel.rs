@@ -136,12 +136,24 @@ impl Table {
         if transaction.is_empty() {
             return Ok(Vec::new());
         }
-        let (bytes, owners) = transaction.finish();
+        self.transact(transaction.finish())
+    }
+
+    fn transact(&mut self, (bytes, owners): (Vec<u8>, Vec<usize>)) -> io::Result<Vec<Refused>> {
         let last = u32::try_from(owners.len()).map_err(io::Error::other)?;
         let refused = self.with(|connection| connection.transact(&bytes, last))?;
         let owner = |number: u32| owners.get((number as usize).checked_sub(1)?).copied();
         let refused = refused.into_iter();
         Ok(refused.map(|refusal| Refused { owner: owner(refusal.number).unwrap_or_default(), refusal }).collect())
+    }
+
+    /// Has the kernel look at all of a transaction, which changes nothing: these of it would be refused. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// The same.
+    pub fn try_out(&mut self, transaction: Transaction) -> io::Result<Vec<Refused>> {
+        self.transact(transaction.finish_without_end())
     }
 
     /// The port from which the table is changed, by which notifications tell who did it.

@@ -9,6 +9,9 @@ use crate::net::IpFamily;
 /// The table, as it is called in both families. (kube-proxy: the same.)
 pub const TABLE: &str = "kube-proxy";
 
+/// A table that never is: what the kernel is shown in it, it looks at and does not keep.
+pub const TRIAL: &str = "kube-proxy-trial";
+
 /// The word for a family's tables, and for addresses of its packets.
 pub fn family(family: IpFamily) -> &'static str {
     match family {

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::compile::{Base, Style, base};
 use super::diff::{Held, comment};
-use super::names::{TABLE, family};
+use super::names::{TABLE, TRIAL, family};
 use super::ruleset::{Action, CLIENTS_MAX, Chain, Element, Field, Frontend, Key, Label, Match, Of, Rule, Set, Value};
 use crate::model::ServicePortName;
 use crate::net::IpFamily;
@@ -18,6 +18,7 @@ use crate::plan::{Backend, Plan};
 #[derive(Debug)]
 pub struct Script {
     family: IpFamily,
+    table: &'static str,
     text: String,
 }
 
@@ -45,12 +46,26 @@ pub fn whole(plan: &Plan, style: &Style) -> String {
     script.into_text()
 }
 
+/// A rule as text.
+pub fn rule(family: IpFamily, rule: &Rule) -> String {
+    Words(family, rule).to_string()
+}
+
 // === impl Script ===
 
 impl Script {
     /// The table, if it is not there.
     pub fn new(family: IpFamily) -> Script {
-        let mut script = Script { family, text: String::new() };
+        Script::about(family, TABLE)
+    }
+
+    /// The same for one that is nobody's: what is there already has no part in what `nft` says to it.
+    pub fn trial(family: IpFamily) -> Script {
+        Script::about(family, TRIAL)
+    }
+
+    fn about(family: IpFamily, table: &'static str) -> Script {
+        let mut script = Script { family, table, text: String::new() };
         script.line(format_args!("add table {} {{ comment \"rules for kube-proxy\" ; }}", script.table()));
         script
     }
@@ -156,7 +171,7 @@ impl Script {
     }
 
     fn table(&self) -> String {
-        format!("{} {TABLE}", family(self.family))
+        format!("{} {}", family(self.family), self.table)
     }
 
     /// The type of a set's elements.

@@ -2,17 +2,23 @@
 //!
 //! | feature | Linux | where |
 //! |---|---|---|
-//! | sets and maps with keys of several fields (`NFT_SET_MAP`), comments of elements | 4.1 | everything |
-//! | maps that rules add to (`NFT_SET_EVAL`, `NFT_SET_TIMEOUT`) | 4.3 | `client-ip-endpoints` |
+//! | sets and maps with keys of several fields, comments of elements | 4.1 | everything |
+//! | setting labels of connections (`ct label set`, `NF_CONNTRACK_LABELS`; commit 1ad8f48df6f6) | 4.7 | session affinity |
 //! | `numgen random` | 4.9 | drawing an endpoint |
-//! | `fib`; labels of connections (`ct label set`, `NF_CONNTRACK_LABELS`) | 4.10 | node ports on all addresses, connections from this node; session affinity |
+//! | `fib` | 4.10 | node ports on all addresses, connections from this node |
+//! | translation beside that of iptables | 4.18 | taking over from another mode |
+//! | rules that look up in maps that rules add to (`NFT_SET_EVAL`; commit acab71317737) | 5.4 | `client-ip-endpoints` |
 //! | ranges in keys of several fields (`NFT_SET_INTERVAL`, `NFTA_SET_ELEM_KEY_END`) | 5.6 | `allowed-sources` |
+//! | comments of tables and sets, which older ones do not keep | 5.10 | for people |
 //! | what kube-proxy asks for | 5.13 | |
 //!
-//! What `nft` cannot say ([`crate::backend::nftables::compile::base`]) is not part of the look at the start.
+//! At the start the kernel is shown all of it and keeps nothing: what `nft` writes by `nft --check`, and what it cannot write
+//! ([`crate::backend::nftables::compile::base`]) over netlink.
 
-use crate::backend::nftables::compile::{Style, base};
-use crate::backend::nftables::render::Script;
+use crate::backend::nftables::compile::{Base, Style, base};
+use crate::backend::nftables::kernel::{Table, Transaction};
+use crate::backend::nftables::render::{self, Script};
+use crate::backend::nftables::ruleset::Rule;
 use crate::command::{Command, CommandError, Run};
 use crate::net::IpFamily;
 use crate::plan::NodePlan;
@@ -29,7 +35,7 @@ pub enum Missing {
     /// Something of the kernel.
     #[error(
         "{family}: the kernel refuses what nftables mode needs ({complaint}): it takes Linux 5.13 or later with nf_tables, \
-         nft_nat, nft_numgen, nft_fib and nft_reject; set mode: iptables where that cannot be"
+         nft_ct, nft_nat, nft_masq, nft_numgen, nft_fib and nft_reject; set mode: iptables where that cannot be"
     )]
     Kernel {
         /// Where.
@@ -59,20 +65,57 @@ pub async fn check_version<R: Run>(run: &R) -> Result<(), Missing> {
     }
 }
 
-/// Has the kernel look at everything that is ever written besides elements, and write nothing.
+/// Has `nft` and the kernel look at everything that is ever written besides elements, and write nothing. It is shown in a
+/// table that is not there, so that what is in ours has no part in it.
 ///
 /// # Errors
 ///
-/// It refuses some of it.
+/// Some of it is refused.
 pub async fn check<R: Run>(run: &R, family: IpFamily, style: &Style) -> Result<(), Missing> {
-    let mut script = Script::new(family);
-    script.base(&base(&NodePlan::unknown(family), style, &[1].into()));
+    let base = base(&NodePlan::unknown(family), style, &[1].into());
+    let mut script = Script::trial(family);
+    script.base(&base);
     let command = Command::new("nft", &["--check", "-f", "-"]).with_stdin(script.into_text().into_bytes());
     let output = run.run(command, &mut |_| {}).await?;
-    match output.success() {
-        true => Ok(()),
-        false => Err(Missing::Kernel { family, complaint: output.complaint().to_owned() }),
+    if !output.success() {
+        return Err(Missing::Kernel { family, complaint: output.complaint().to_owned() });
     }
+    let by_netlink = tokio::task::spawn_blocking(move || check_netlink(family, &base)).await;
+    by_netlink.unwrap_or_else(|lost| Err(Missing::Kernel { family, complaint: lost.to_string() }))
+}
+
+/// The same for rules that are written over netlink. Blocks.
+///
+/// # Errors
+///
+/// The kernel refuses some of it.
+pub fn check_netlink(family: IpFamily, base: &Base) -> Result<(), Missing> {
+    let mut shown = Vec::new();
+    let mut transaction = Transaction::trial(family);
+    // Of ranges, these rules ask nothing.
+    for set in base.sets.iter().filter(|set| !set.shape().interval) {
+        transaction.add_set(*set, shown.len());
+        shown.push(set.name());
+    }
+    for chain in &base.netlink_chains {
+        transaction.add_chain(&chain.name, shown.len());
+        shown.push(chain.name.clone());
+        let mut rules: Vec<&Rule> = chain.rules.iter().collect();
+        rules.dedup();
+        for rule in rules {
+            transaction.add_rule(&chain.name, rule, shown.len());
+            shown.push(render::rule(family, rule));
+        }
+    }
+    let complaint = match Table::new(family).try_out(transaction) {
+        // What lacks a set or a chain that was refused is refused as well.
+        Ok(refused) => match refused.into_iter().min_by_key(|refusal| refusal.owner) {
+            None => return Ok(()),
+            Some(refusal) => format!("{}: {refusal}", shown.get(refusal.owner).map_or("table", String::as_str)),
+        },
+        Err(error) => format!("nf_tables: {error}"),
+    };
+    Err(Missing::Kernel { family, complaint })
 }
 
 /// Whether `nft --version` said 1.0.1 or later. (kube-proxy: the same.)

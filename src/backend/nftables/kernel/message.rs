@@ -4,6 +4,7 @@
 
 mod expressions;
 mod reader;
+mod trial;
 
 use std::net::IpAddr;
 
@@ -12,7 +13,8 @@ use netlink_packet_core::NlasIterator;
 
 use self::reader::Reader;
 use crate::backend::nftables::diff::comment;
-use crate::backend::nftables::ruleset::{Chain, Element, Field, Frontend, Key, Label, Set, Site, Value};
+use crate::backend::nftables::names::TABLE;
+use crate::backend::nftables::ruleset::{Chain, Element, Field, Frontend, Key, Label, Rule, Set, Site, Value};
 use crate::model::ServicePortName;
 use crate::net::{IpFamily, Protocol};
 use crate::netlink::nf_tables::{OF_CHAIN, OF_SET, OF_TABLE, number};
@@ -23,6 +25,7 @@ use crate::plan::Backend;
 #[derive(Debug)]
 pub struct Transaction {
     family: IpFamily,
+    table: &'static str,
     bytes: Vec<u8>,
     /// For each message between the first and the last, whom it is for.
     owners: Vec<usize>,
@@ -48,10 +51,13 @@ pub struct SetHeader {
 }
 
 // `NFT_MSG_…`
+const NEW_TABLE: u8 = 0;
 pub(super) const DEL_TABLE: u8 = 2;
+const NEW_CHAIN: u8 = 3;
 pub(super) const DEL_CHAIN: u8 = 5;
 pub(super) const NEW_RULE: u8 = 6;
 pub(super) const DEL_RULE: u8 = 8;
+const NEW_SET: u8 = 9;
 pub(super) const DEL_SET: u8 = 11;
 pub(super) const NEW_SET_ELEM: u8 = 12;
 pub(super) const DEL_SET_ELEM: u8 = 14;
@@ -103,7 +109,11 @@ const LIST_MAX: usize = 48 * 1024;
 impl Transaction {
     /// Nothing yet, for a family's table.
     pub fn new(family: IpFamily) -> Transaction {
-        let mut transaction = Transaction { family, bytes: Vec::new(), owners: Vec::new(), elements: 0 };
+        Transaction::about(family, TABLE)
+    }
+
+    fn about(family: IpFamily, table: &'static str) -> Transaction {
+        let mut transaction = Transaction { family, table, bytes: Vec::new(), owners: Vec::new(), elements: 0 };
         transaction.bracket(BATCH_BEGIN);
         transaction
     }
@@ -159,13 +169,16 @@ impl Transaction {
     /// A chain gets these rules instead of those that it has.
     pub fn rewrite_chain(&mut self, chain: &Chain) {
         self.flush_chain(&chain.name);
-        for rule in &chain.rules {
-            let expressions = expressions::rule(rule, self.family);
-            let message = self.begin(NEW_RULE, REQUEST | CREATE | APPEND, 0);
-            self.name(OF_CHAIN, &chain.name);
-            self.bytes.extend(expressions);
-            self.end(message);
-        }
+        chain.rules.iter().for_each(|rule| self.add_rule(&chain.name, rule, 0));
+    }
+
+    /// A rule comes, as the last of its chain.
+    pub fn add_rule(&mut self, chain: &str, rule: &Rule, owner: usize) {
+        let expressions = expressions::rule(rule, self.family);
+        let message = self.begin(NEW_RULE, REQUEST | CREATE | APPEND, owner);
+        self.name(OF_CHAIN, chain);
+        self.bytes.extend(expressions);
+        self.end(message);
     }
 
     /// A chain loses its rules.
@@ -198,6 +211,18 @@ impl Transaction {
     /// All of it, to be sent at once, and for each message whom it is for. Messages are numbered from 1; brackets have the
     /// numbers of 0 and of the last message. That one is answered in any case.
     pub fn finish(mut self) -> (Vec<u8>, Vec<usize>) {
+        self.ask_for_an_answer();
+        self.bracket(BATCH_END);
+        (self.bytes, self.owners)
+    }
+
+    /// The same for the kernel to look at: what has no end, it checks to the last and then undoes. (`nft --check` does so.)
+    pub fn finish_without_end(mut self) -> (Vec<u8>, Vec<usize>) {
+        self.ask_for_an_answer();
+        (self.bytes, self.owners)
+    }
+
+    fn ask_for_an_answer(&mut self) {
         // The last message so far: it is what the answer is about.
         let mut at = 0;
         let mut last = 0;
@@ -209,8 +234,6 @@ impl Transaction {
             let told = flags.first_chunk().map_or(REQUEST, |flags| u16::from_ne_bytes(*flags));
             flags.copy_from_slice(&(told | ACK).to_ne_bytes());
         }
-        self.bracket(BATCH_END);
-        (self.bytes, self.owners)
     }
 
     fn sequence(&self) -> u32 {
@@ -237,7 +260,7 @@ impl Transaction {
     fn begin(&mut self, kind: u8, flags: u16, owner: usize) -> usize {
         self.owners.push(owner);
         let at = self.header(u16::from(SUBSYSTEM) << 8 | u16::from(kind), flags, number(self.family), 0);
-        self.name(OF_TABLE, crate::backend::nftables::names::TABLE);
+        self.name(OF_TABLE, self.table);
         at
     }
 

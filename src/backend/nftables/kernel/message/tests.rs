@@ -105,3 +105,25 @@ fn networks_from_their_ends() {
     assert_eq!(net(ip("10.0.0.1"), ip("10.0.0.2")), None);
     assert_eq!(net(ip("10.0.0.1"), ip("::")), None);
 }
+
+#[test]
+fn a_trial_has_no_end_and_a_table_of_its_own() {
+    let (brackets, _) = Transaction::new(IpFamily::V4).finish();
+    let end = &brackets[NETLINK_HEADER + HEADER..];
+    for family in IpFamily::BOTH {
+        for set in Set::constant().into_iter().filter(|set| !set.shape().interval) {
+            let mut transaction = Transaction::trial(family);
+            transaction.add_set(set, 7);
+            let (bytes, owners) = transaction.finish_without_end();
+            assert_eq!(owners, [0, 7]);
+            let bytes = [&bytes, end].concat();
+            let messages = messages(&bytes);
+            assert_eq!(messages.iter().map(|(_, number, _)| *number).collect::<Vec<_>>(), [1, 2]);
+            for (_, _, message) in &messages {
+                assert_eq!(table_name(message).as_deref(), Some("kube-proxy-trial"));
+            }
+            let header = set_header(messages[1].2, family).unwrap();
+            assert_eq!(header, SetHeader { name: set.name(), is_ours: Some(set) }, "it is made as nft makes it");
+        }
+    }
+}
