@@ -49,7 +49,7 @@ impl Empty {
     }
 
     fn restore(&self, text: &str) {
-        self.netns.exec(&self.tools.real(self.family, "-restore"), &["--noflush"], text);
+        self.netns.exec(&self.tools.real(self.family, "-restore"), &["-w", "5", "--noflush"], text);
     }
 
     /// What the programs print of a chain.
@@ -434,7 +434,7 @@ fn changed_rules_are_not_taken_for_others(family: Family) {
                  :KUBE-MARK-DROP - [0:0]\n-A {SEP} {text}\nCOMMIT\n"
             );
             let restore = empty.tools.real(empty.family, "-restore");
-            let done = empty.netns.try_exec(&restore, &["--noflush"], &input).status.success();
+            let done = empty.netns.try_exec(&restore, &["-w", "5", "--noflush"], &input).status.success();
             if !done {
                 assert_ne!(place, 0, "{text}: the kernel does not take it");
                 continue;

@@ -55,7 +55,7 @@ fn cleaning_up(case: Case) {
 
     // Somebody's rule leads to a chain of ours: this chain stays, and all else goes.
     let mine = "*nat\n:MINE - [0:0]\n-A MINE -j KUBE-SERVICES\nCOMMIT\n";
-    world.node.exec(&world.tools.real(case.family, "-restore"), &["--noflush"], mine);
+    world.node.exec(&world.tools.real(case.family, "-restore"), &["-w", "5", "--noflush"], mine);
     let (code, log) = ferrule(&world, &["--cleanup"]);
     assert_eq!(code, Some(1), "{log}");
     assert!(log.contains("chain KUBE-SERVICES of table nat stays"), "{log}");
@@ -64,8 +64,8 @@ fn cleaning_up(case: Case) {
     assert_eq!(chains.collect::<Vec<_>>(), [&("nat".to_owned(), "KUBE-SERVICES".to_owned())], "{log}");
 
     add_nft_tables(&world);
-    world.node.exec(&world.tools.real(case.family, ""), &["-t", "nat", "-F", "MINE"], "");
-    world.node.exec(&world.tools.real(case.family, ""), &["-t", "nat", "-X", "MINE"], "");
+    world.node.exec(&world.tools.real(case.family, ""), &["-w", "5", "-t", "nat", "-F", "MINE"], "");
+    world.node.exec(&world.tools.real(case.family, ""), &["-w", "5", "-t", "nat", "-X", "MINE"], "");
     for _again in 0..2 {
         let (code, log) = ferrule(&world, &["--cleanup"]);
         assert_eq!(code, Some(0), "{log}");

@@ -56,7 +56,7 @@ impl<'w> Scene<'w> {
 
     /// Gives the kernel other rules.
     fn load(&self, rules: &str) {
-        self.world.node.exec::<&str>(&self.world.tools.real(self.family(), "-restore"), &[], rules);
+        self.world.node.exec(&self.world.tools.real(self.family(), "-restore"), &["-w", "5"], rules);
     }
 
     fn node_port(&self, service: usize) -> Call {

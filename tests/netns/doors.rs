@@ -241,7 +241,7 @@ fn rules_of_others_stay(case: Case) {
     let foreign = "*filter\n:MINE - [0:0]\n-A INPUT -p tcp -m tcp --dport 9 -j MINE\n-A FORWARD -j MINE\n-A MINE -p tcp -m tcp --dport 9 -j DROP\nCOMMIT\n\
                    *nat\n:MINE-NAT - [0:0]\n-A PREROUTING -p tcp -m tcp --dport 9999 -j MINE-NAT\n-A MINE-NAT -p tcp -j REDIRECT --to-ports 7777\nCOMMIT\n\
                    *mangle\n-A OUTPUT -p tcp -m tcp --dport 9 -j MARK --set-mark 1\nCOMMIT\n";
-    world.node.exec(&world.tools.real(family, "-restore"), &["--noflush"], foreign);
+    world.node.exec(&world.tools.real(family, "-restore"), &["-w", "5", "--noflush"], foreign);
     let listener = world.node.run(|| TcpListener::bind(SocketAddr::new(family.node(), 7777)).unwrap());
     let objects = Objects::new([Service::new(&world, "one", 1, &["a0"]).outside(1)]);
     let saved = |world: &World| {

@@ -120,7 +120,7 @@ fn tables_flushed_by_others(case: Case) {
     check("the nat table flushed, chains and all", &want);
 
     // As a firewall does that thinks the tables are its own.
-    world.node.exec::<&str>(&world.tools.real(family, "-restore"), &[], FOREIGN);
+    world.node.exec(&world.tools.real(family, "-restore"), &["-w", "5"], FOREIGN);
     let foreign = foreign_rules(&world);
     assert_eq!(foreign.len(), 4, "{foreign:?}");
     let limit_passed = within(limit, || {
