@@ -23,6 +23,9 @@ FERRULE_SHARED ?= ../shared
 # Further arguments, as in `make demo ARGS=--help` or `make test ARGS=affinity`.
 ARGS ?=
 
+# Which Debian's tools test-tools takes: one later than this machine's.
+SUITE ?= trixie
+
 # How long each fuzz target runs.
 FUZZ_SECONDS ?= 60
 
@@ -143,6 +146,26 @@ test-vm: ## test IPVS in a kernel of its own that has it: User-Mode Linux (root,
 	needs $(COMPILER) $(KERNEL_TOOLS) $(VM_TOOLS)
 	$(in_vm)
 	tests --test vm -- $(ARGS)
+
+.PHONY: test-tools
+test-tools: ## nftables mode, the nft variant and the demo with tools of a later Debian: SUITE=trixie, sid (root)
+	@$(needs)
+	$(tests)
+	needs $(COMPILER) $(KERNEL_TOOLS) unshare=util-linux dpkg-deb=dpkg
+	folder="$$(realpath -m "$${CARGO_TARGET_DIR:-target}")/debian/$(SUITE)"
+	tests/debian/fetch '$(SUITE)' "$$folder"
+	export "CARGO_TARGET_$$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')_RUNNER=tests/debian/inside $$folder"
+	if [[ -n '$(ARGS)' ]]; then
+	  tests --test netns --test demo -- $(ARGS)
+	else
+	  # Each by itself: one that finds nothing is a failure.
+	  result=0
+	  for part in nftables:: in_nftables_mode:: nft_ipv; do
+	    tests --test netns -- "$$part" || result=1
+	  done
+	  tests --test demo || result=1
+	  exit $$result
+	fi
 
 .PHONY: lint
 lint: ## formatting, clippy and documentation, warnings denied

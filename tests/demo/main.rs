@@ -35,13 +35,18 @@ struct Demo {
 
 impl Demo {
     fn start() -> Demo {
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        Demo::start_with(alone)
+        Demo::start_with(&[])
     }
 
-    fn start_with(alone: MutexGuard<'static, ()>) -> Demo {
+    fn start_with(arguments: &[&str]) -> Demo {
+        Demo::start_alone(ALONE.lock().unwrap_or_else(PoisonError::into_inner), arguments)
+    }
+
+    fn start_alone(alone: MutexGuard<'static, ()>, arguments: &[&str]) -> Demo {
         assert!(rustix::process::geteuid().is_root(), "tests of the demo need root: it makes network namespaces");
-        let mut child = demo().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("ferrule can be started");
+        let mut command = demo();
+        command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("ferrule can be started");
         let lines = BufReader::new(child.stdout.take().expect("its output is a pipe")).lines();
         Demo { child, lines, _alone: alone }
     }
@@ -176,8 +181,17 @@ fn ends_with_times(line: &str, families: usize) -> bool {
 
 #[test]
 fn everything_is_shown_as_expected_and_nothing_is_left() {
+    is_shown_as_expected(&[]);
+}
+
+#[test]
+fn so_it_is_in_nftables_mode() {
+    is_shown_as_expected(&["--proxy-mode", "nftables"]);
+}
+
+fn is_shown_as_expected(arguments: &[&str]) {
     let before = host_rules();
-    let mut demo = Demo::start();
+    let mut demo = Demo::start_with(arguments);
     let pid = demo.pid();
     let intro = demo.read_to("1. Started with 2 endpoints");
     assert!(!left_by(pid).is_empty(), "the test sees nothing of a demo that is under way");
@@ -243,7 +257,7 @@ fn what_a_killed_demo_left_is_removed_by_the_next() {
     assert_eq!(count(|left| matches!(left, Left::Namespace(_))), 7, "{left:?}");
     assert!(count(|left| matches!(left, Left::Process(..))) > 0, "the proxy goes on: {left:?}");
 
-    let mut next = Demo::start_with(alone);
+    let mut next = Demo::start_alone(alone, &[]);
     next.read_to("Removed what 1 killed demo had left.");
     assert_nothing_left(pid);
     next.read_to("1. Started");
