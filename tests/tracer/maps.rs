@@ -14,7 +14,7 @@ use ferrule::backend::nftables::compile::Base;
 use ferrule::backend::nftables::ruleset::{
     Action, Chain, Element, Field, Frontend, Hook, Key, Label, Match, Of, Rule, Set, Value,
 };
-use ferrule::net::{IpFamily, Protocol};
+use ferrule::net::Protocol;
 use ferrule::plan::Backend;
 use ipnet::IpNet;
 
@@ -462,17 +462,8 @@ impl<'a> Walk<'a> {
         values
     }
 
-    /// Whether something is so of the packet's source. Once it is masqueraded, that is one of the node's addresses; which
-    /// one must make no difference.
     fn source_is(&self, state: &State, test: impl Fn(IpAddr) -> bool) -> bool {
-        if !state.masqueraded {
-            return test(self.packet.source);
-        }
-        let own = self.world.addresses.iter().filter(|ip| IpFamily::of(**ip) == self.packet.family());
-        let mut answers = own.map(|ip| test(*ip));
-        let first = answers.next().expect("the node has addresses");
-        assert!(answers.all(|answer| answer == first), "it depends on the address that masquerading chose: {state:?}");
-        first
+        self.world.source_is(self.packet, state.masqueraded, test)
     }
 }
 

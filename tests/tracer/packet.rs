@@ -53,6 +53,19 @@ impl World {
     pub(crate) fn is_local(&self, ip: IpAddr) -> bool {
         ip.is_loopback() || self.addresses.contains(&ip)
     }
+
+    /// Whether something is so of a packet's source. Once it is masqueraded, that is one of the node's addresses; which one
+    /// must make no difference.
+    pub(crate) fn source_is(&self, packet: &Packet, masqueraded: bool, test: impl Fn(IpAddr) -> bool) -> bool {
+        if !masqueraded {
+            return test(packet.source);
+        }
+        let own = self.addresses.iter().filter(|ip| IpFamily::of(**ip) == packet.family());
+        let mut answers = own.map(|ip| test(*ip));
+        let first = answers.next().expect("the node has addresses");
+        assert!(answers.all(|answer| answer == first), "it depends on the address that masquerading chose: {packet:?}");
+        first
+    }
 }
 
 // === impl Packet ===
