@@ -32,6 +32,9 @@ pub enum Missing {
     /// A program that is recent enough.
     #[error("nft {0} is too old: install nftables 1.0.1 or later, or set mode: iptables")]
     Version(String),
+    /// A program that knows the language.
+    #[error("nft cannot read what nftables mode needs ({0}): install nftables 1.0.1 or later, or set mode: iptables")]
+    Language(String),
     /// Something of the kernel.
     #[error(
         "{family}: the kernel refuses what nftables mode needs ({complaint}): it takes Linux 5.13 or later with nf_tables, \
@@ -78,13 +81,22 @@ pub async fn check<R: Run>(run: &R, family: IpFamily, style: &Style) -> Result<(
     let command = Command::new("nft", &["--check", "-f", "-"]).with_stdin(script.into_text().into_bytes());
     let output = run.run(command, &mut |_| {}).await?;
     if !output.success() {
-        return Err(Missing::Kernel { family, complaint: output.complaint().to_owned() });
+        return Err(refused(family, output.complaint()));
     }
     let by_netlink = tokio::task::spawn_blocking(move || check_netlink(family, &base)).await;
     by_netlink.unwrap_or_else(|lost| Err(Missing::Kernel { family, complaint: lost.to_string() }))
 }
 
-/// The same for rules that are written over netlink. Blocks.
+/// What is missing where `nft` says this. Of what the kernel refuses it says so or names what the kernel may lack.
+fn refused(family: IpFamily, complaint: &str) -> Missing {
+    let is_about_words = ["Error: syntax error", "Error: unknown "].iter().any(|begin| complaint.contains(begin));
+    match is_about_words {
+        true => Missing::Language(complaint.to_owned()),
+        false => Missing::Kernel { family, complaint: complaint.to_owned() },
+    }
+}
+
+/// [`check`] for rules that are written over netlink. Blocks.
 ///
 /// # Errors
 ///
@@ -135,5 +147,23 @@ mod tests {
         assert!(!is_recent("nftables v1.0.0 (Fearless Fosdick #2)"));
         assert!(!is_recent("nftables v0.9.8 (E.D.S.)"));
         assert!(!is_recent(""));
+    }
+
+    #[test]
+    fn whose_fault_it_is() {
+        // What 1.0.6 and 1.1.7 say.
+        for of_the_kernel in [
+            "/dev/stdin:2:1-55: Error: Could not process rule: Operation not supported",
+            "/dev/stdin:2:20-51: Error: Chain of type \"nat\" is not supported, perhaps kernel support is missing?",
+            "Error: Operation not permitted (perhaps you must be root?)",
+        ] {
+            assert!(matches!(refused(IpFamily::V4, of_the_kernel), Missing::Kernel { .. }), "{of_the_kernel}");
+        }
+        for of_the_program in [
+            "/dev/stdin:3:41-46: Error: syntax error, unexpected random",
+            "/dev/stdin:2:23-28: Error: unknown datatype nosuch",
+        ] {
+            assert!(matches!(refused(IpFamily::V4, of_the_program), Missing::Language(_)), "{of_the_program}");
+        }
     }
 }
