@@ -78,10 +78,11 @@ pub async fn check<R: Run>(run: &R, family: IpFamily, style: &Style) -> Result<(
     let base = base(&NodePlan::unknown(family), style, &[1].into());
     let mut script = Script::trial(family);
     script.base(&base);
-    let command = Command::new("nft", &["--check", "-f", "-"]).with_stdin(script.into_text().into_bytes());
+    let text = script.into_text();
+    let command = Command::new("nft", &["--check", "-f", "-"]).with_stdin(text.clone().into_bytes());
     let output = run.run(command, &mut |_| {}).await?;
     if !output.success() {
-        return Err(refused(family, output.complaint()));
+        return Err(refused(family, &with_words(&text, output.complaint())));
     }
     let by_netlink = tokio::task::spawn_blocking(move || check_netlink(family, &base)).await;
     by_netlink.unwrap_or_else(|lost| Err(Missing::Kernel { family, complaint: lost.to_string() }))
@@ -94,6 +95,19 @@ fn refused(family: IpFamily, complaint: &str) -> Missing {
         true => Missing::Language(complaint.to_owned()),
         false => Missing::Kernel { family, complaint: complaint.to_owned() },
     }
+}
+
+/// A complaint of `nft` about a script, with the words that it is about in the place of their position.
+fn with_words(script: &str, complaint: &str) -> String {
+    let quoted = || {
+        let (line, rest) = complaint.strip_prefix("/dev/stdin:")?.split_once(':')?;
+        let (columns, why) = rest.split_once(": ")?;
+        let (from, to) = columns.split_once('-')?;
+        let (line, from, to): (usize, usize, usize) = (line.parse().ok()?, from.parse().ok()?, to.parse().ok()?);
+        let words = script.lines().nth(line.checked_sub(1)?)?.get(from.checked_sub(1)?..to)?;
+        Some(format!("{}: {why}", words.trim()))
+    };
+    quoted().unwrap_or_else(|| complaint.to_owned())
 }
 
 /// [`check`] for rules that are written over netlink. Blocks.
@@ -147,6 +161,19 @@ mod tests {
         assert!(!is_recent("nftables v1.0.0 (Fearless Fosdick #2)"));
         assert!(!is_recent("nftables v0.9.8 (E.D.S.)"));
         assert!(!is_recent(""));
+    }
+
+    #[test]
+    fn complaints_name_what_is_missing() {
+        let script = "add table ip t\nadd rule ip t c ip daddr fib daddr type local jump d\n";
+        let refusal = "/dev/stdin:2:26-45: Error: Could not process rule: No such file or directory";
+        assert_eq!(
+            with_words(script, refusal),
+            "fib daddr type local: Error: Could not process rule: No such file or directory"
+        );
+        for other in ["netlink: Error: cache initialization failed", "/dev/stdin:9999:1-2: Error", "/dev/stdin:1:2"] {
+            assert_eq!(with_words(script, other), other);
+        }
     }
 
     #[test]
