@@ -40,6 +40,10 @@ KERNEL_TOOLS := ip=iproute2 iptables-legacy=iptables iptables-nft=iptables modpr
 # The kernel that has IPVS, and the programs that go with it.
 VM_TOOLS := linux.uml=user-mode-linux ipvsadm=ipvsadm ipset=ipset
 
+# What runs a kernel that has nf_tables as well: Debian's, of this suite. It is kept in the target directory.
+EMULATOR := qemu-system-x86_64=qemu-system-x86 /usr/share/doc/busybox-static=busybox-static cpio=cpio
+KERNEL_SUITE ?= bookworm
+
 # needs program=package...: installs what is missing.
 define needs
 needs() {
@@ -65,15 +69,18 @@ fi
 endef
 
 # tests ARGUMENTS... [, ARGUMENTS...]: cargo test once or more, then one line with what ran. A test
-# that was skipped is a failure.
+# that was skipped is a failure, and so is one of the names in $wanted that no test has.
 define tests
 tests() {
-  local status=0 log arguments=(); log=$$(mktemp)
+  local status=0 log name arguments=(); log=$$(mktemp)
   while [[ $$# -gt 0 ]]; do
     arguments=()
     while [[ $$# -gt 0 && $$1 != , ]]; do arguments+=("$$1"); shift; done
     [[ $$# == 0 ]] || shift
     cargo test --locked --no-fail-fast "$${arguments[@]}" | tee -a "$$log" || status=$$?
+  done
+  for name in $${wanted:-}; do
+    grep -q "^test .*$$name" "$$log" || { echo "make $@: no test that ran is called $$name"; status=1; }
   done
   awk -v failure="$$status" -v filter="$(ARGS)" '
     /^test result: / { runs += 1; passed += $$4; failed += $$6; ignored += $$8 }
@@ -93,6 +100,16 @@ endef
 # From here on, cargo runs what it has built in a kernel of its own that has IPVS.
 define in_vm
 export "CARGO_TARGET_$$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')_RUNNER=tests/vm/boot -m 1024 -t 900"
+endef
+
+# The same in an emulated machine whose kernel has nf_tables as well.
+define in_emulator
+kernel="$${CARGO_TARGET_DIR:-target}/kernels/$(KERNEL_SUITE)"
+if [[ ! -e /usr/lib/qemu/virtiofsd ]]; then
+  needs /usr/libexec/virtiofsd=virtiofsd
+fi
+tests/vm/fetch-kernel '$(KERNEL_SUITE)' "$$kernel"
+export "CARGO_TARGET_$$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')_RUNNER=tests/vm/boot-qemu -m 2048 -t 3600 -k $$kernel"
 endef
 
 .PHONY: help
@@ -145,7 +162,30 @@ test-vm: ## test IPVS in a kernel of its own that has it: User-Mode Linux (root,
 	$(tests)
 	needs $(COMPILER) $(KERNEL_TOOLS) $(VM_TOOLS)
 	$(in_vm)
-	tests --test vm -- $(ARGS)
+	tests --test vm -- --skip with_nf_tables:: $(ARGS)
+
+# What test-kernel-brief runs.
+BRIEF_NETNS := acceptance::in_nftables_mode::cluster_cidr balancing::in_nftables_mode::clients_stay \
+  refusal::in_nftables_mode::no_endpoints_anywhere nftables::a_restart_writes_no_element nftables::what_the_kernel_refuses
+BRIEF_VM := with_nf_tables:: acceptance::by_cluster_cidr switching::to_ipvs_and_back
+
+# Two at a time, for there are two processors: the more run side by side, the longer each waits.
+.PHONY: test-kernel
+test-kernel: ## test nftables mode, and ipvs mode with iptables-nft, in Debian's kernel, emulated: an hour (root, x86-64)
+	@$(needs)
+	$(tests)
+	needs $(COMPILER) $(KERNEL_TOOLS) $(VM_TOOLS) $(EMULATOR)
+	$(in_emulator)
+	tests --test netns -- --test-threads 2 nftables:: in_nftables_mode:: $(ARGS) , --test vm -- --test-threads 2 $(ARGS)
+
+.PHONY: test-kernel-brief
+test-kernel-brief: ## the most telling tests of test-kernel (root, x86-64)
+	@$(needs)
+	$(tests)
+	needs $(COMPILER) $(KERNEL_TOOLS) $(VM_TOOLS) $(EMULATOR)
+	$(in_emulator)
+	wanted='$(BRIEF_NETNS) $(BRIEF_VM)'
+	tests --test netns -- --test-threads 2 $(BRIEF_NETNS) , --test vm -- --test-threads 2 $(BRIEF_VM)
 
 .PHONY: test-tools
 test-tools: ## nftables mode, the nft variant and the demo with tools of a later Debian: SUITE=trixie, sid (root)
@@ -200,9 +240,10 @@ deny: ## check licences, duplicates and advisories of dependencies (compiles car
 	echo 'make deny: licences, duplicates and sources are as deny.toml wants them'
 
 .PHONY: tools
-tools: ## only install what test, test-vm, conformance and demo need (root)
+tools: ## only install what test, test-vm, test-kernel, conformance and demo need (root)
 	@$(needs)
-	needs $(COMPILER) $(KERNEL_TOOLS) $(VM_TOOLS)
+	needs $(COMPILER) $(KERNEL_TOOLS) $(VM_TOOLS) $(EMULATOR)
+	$(in_emulator)
 
 .PHONY: bench
 bench: ## time its parts, and the program at scale beside the bare tools (root); ARGS=scale for that alone

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::Command;
-use std::sync::Once;
+use std::sync::OnceLock;
 
+use crate::tools::Variant;
 use crate::world::World;
 
 /// Virtual servers by protocol and address (`TCP 10.96.0.1:80`).
@@ -23,17 +24,25 @@ pub struct Server {
     pub connections: BTreeMap<SocketAddr, (u32, u32)>,
 }
 
-/// Loads what the kernel has as modules. A path in a test's namespace does not load them.
-pub fn prepare() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let modules =
-            ["ip_vs", "nf_conntrack", "bridge", "br_netfilter", "veth", "dummy", "ip6table_nat", "iptable_nat"];
-        let loaded = Command::new("modprobe").arg("-a").args(modules).status().expect("modprobe");
-        assert!(loaded.success(), "this kernel has no IPVS: these tests are for the one that tests/vm/boot starts");
+/// Loads what the kernel has as modules: a path in a test's namespace does not load them. Gives the iptables programs that
+/// fit it.
+pub fn prepare() -> Variant {
+    static PREPARED: OnceLock<Variant> = OnceLock::new();
+    let load =
+        |modules: &[&str]| Command::new("modprobe").arg("-qa").args(modules).status().expect("modprobe").success();
+    *PREPARED.get_or_init(|| {
+        assert!(
+            load(&["ip_vs", "nf_conntrack", "bridge", "br_netfilter", "veth", "dummy"]),
+            "this kernel has no IPVS: these tests are for those that tests/vm/boot and tests/vm/boot-qemu start"
+        );
         // That of so small a machine is soon full.
         std::fs::write("/proc/sys/net/netfilter/nf_conntrack_max", "262144").unwrap();
-    });
+        if load(&["nf_tables", "nft_compat", "nft_chain_nat"]) {
+            return Variant::Nft;
+        }
+        assert!(load(&["ip6table_nat", "iptable_nat"]), "this kernel has no tables for iptables");
+        Variant::Legacy
+    })
 }
 
 /// What node A's table of virtual servers holds.

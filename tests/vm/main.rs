@@ -1,7 +1,8 @@
-//! IPVS against a real kernel that has it: the tests of this binary run as root in a kernel of their own, which
-//! `tests/vm/boot` starts (`make test-vm`). Elsewhere they fail. Each has network namespaces of its own, and with them a
-//! table of virtual servers of its own. The cluster out of namespaces, its pods and its clients are those of
-//! `tests/netns/`.
+//! IPVS against a real kernel that has it: the tests of this binary run as root in a kernel of their own. Elsewhere they
+//! fail. There are two: `tests/vm/boot` starts one that has no nf_tables (`make test-vm`), so the iptables programs are the
+//! legacy ones; `tests/vm/boot-qemu` one that has (`make test-kernel`), slower by far, and there they are those of nft. Each
+//! test has network namespaces of its own, and with them a table of virtual servers of its own. The cluster out of
+//! namespaces, its pods and its clients are those of `tests/netns/`.
 
 #![allow(
     missing_docs,
@@ -29,23 +30,21 @@ mod netns {
 
 use netns::{objects, proxy, rules, tools, traffic, world};
 
-/// Makes two tests out of each function, one for each family. This kernel has the legacy iptables only.
+/// Makes two tests out of each function, one for each family. The kernel says which iptables programs they are for.
 macro_rules! families {
     ($($name:ident),* $(,)?) => {
         $(mod $name {
-            use crate::tools::Variant;
+            use crate::kernel::prepare;
             use crate::world::{Case, Family};
 
             #[test]
             fn ipv4() {
-                crate::kernel::prepare();
-                super::$name(Case { variant: Variant::Legacy, family: Family::V4 });
+                super::$name(Case { variant: prepare(), family: Family::V4 });
             }
 
             #[test]
             fn ipv6() {
-                crate::kernel::prepare();
-                super::$name(Case { variant: Variant::Legacy, family: Family::V6 });
+                super::$name(Case { variant: prepare(), family: Family::V6 });
             }
         })*
     };
@@ -58,3 +57,4 @@ mod keeping;
 mod kernel;
 mod netlink;
 mod switching;
+mod with_nf_tables;

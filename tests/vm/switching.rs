@@ -6,12 +6,13 @@ use std::process::Command;
 
 use crate::kernel::{link, sets, table};
 use crate::objects::{Objects, SERVICE_PORT, Service};
-use crate::proxy::{Config, LONG, Mode, Proxy, binary};
+use crate::proxy::{Config, LONG, Mode, Proxy, binary, table as nft_table, write};
 use crate::rules::Rules;
+use crate::tools::Variant;
 use crate::traffic::{Call, Probers, Proto, Stream};
 use crate::world::{Case, Fabric, Family, World, eventually};
 
-families!(to_ipvs_and_back, cleanup_leaves_nothing);
+families!(to_ipvs_and_back, cleanup_leaves_nothing, a_kernel_without_nf_tables_is_named);
 
 fn ipvs() -> Config {
     Config { mode: Mode::IPVS, sync_period: "1s", ..Config::default() }
@@ -93,5 +94,32 @@ fn cleanup_leaves_nothing(case: Case) {
     assert!(table(&world).is_empty() && link(&world).is_empty() && sets(&world).is_empty());
     for chains in rules() {
         assert!(!chains.iter().any(|(_, chain)| chain.starts_with("KUBE-")), "{chains:?}");
+    }
+}
+
+/// Nothing is written then, and what another mode has in the kernel serves on.
+fn a_kernel_without_nf_tables_is_named(case: Case) {
+    let world = case.world(Fabric::Bridge, 1, 1);
+    let service = Service::new(&world, "web", 1, &["a0", "b0"]);
+    let objects = Objects::new([service.clone()]);
+    let call = Call::new(Proto::Tcp, SocketAddr::new(service.cluster_ip, SERVICE_PORT));
+    let nftables = Config { mode: Mode::Nftables, ..Config::default() };
+    Proxy::start(&world, &ipvs(), &objects).terminate();
+    if case.variant == Variant::Nft {
+        let _proxy = Proxy::start(&world, &nftables, &objects);
+        assert!(nft_table(&world, world.family()).contains("ns/web"));
+        return;
+    }
+    let state = || (table(&world), link(&world), sets(&world), Family::BOTH.map(|family| Rules::read(&world, family)));
+    let before = state();
+    write(&world, &objects);
+    let status = Proxy::launch(&world, &nftables).wait();
+    let log = std::fs::read_to_string(world.log_path()).unwrap();
+    assert_eq!(status.code(), Some(1), "{log}");
+    let said = log.lines().last().unwrap();
+    assert!(said.contains("can't use the nftables proxier") && said.contains("nf_tables"), "{said}");
+    assert_eq!(state(), before);
+    for outcome in call.repeat_in(&world.client, 4) {
+        assert!(outcome.endpoint().is_some(), "{outcome}");
     }
 }
