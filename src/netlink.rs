@@ -93,6 +93,10 @@ const WORDS: u16 = 1;
 pub const NESTED: u16 = 1 << 15;
 /// `MSG_TRUNC`: tell the true length of a datagram that does not fit.
 const MSG_TRUNC: i32 = 0x20;
+/// `MSG_DONTWAIT`
+const MSG_DONTWAIT: i32 = 0x40;
+/// Answers were lost.
+const ENOBUFS: i32 = 105;
 
 // === impl Connection ===
 
@@ -162,7 +166,7 @@ impl Connection {
         let is_one = !is_list && flags & NLM_F_ACK == 0;
         let mut end = End::Complete;
         loop {
-            for message in messages(datagram(&self.socket, &mut self.buffer)?) {
+            for message in messages(datagram(&self.socket, &mut self.buffer, 0)?) {
                 let message = message?;
                 if message.header.sequence_number != self.sequence {
                     continue;
@@ -193,6 +197,8 @@ impl Connection {
     /// # Errors
     ///
     /// The kernel takes no part of it; what goes wrong on the socket.
+    ///
+    /// If it refuses more than the socket has room for answers, not all of the refusals are given.
     pub fn transact(&mut self, batch: &[u8], last: u32) -> io::Result<Vec<Refusal>> {
         // What is to be sent must fit; root may have more than others.
         let room = batch.len().saturating_mul(2).max(SEND_MIN);
@@ -201,9 +207,21 @@ impl Connection {
             self.room = room;
         }
         self.socket.send(batch, 0)?;
-        let mut refused = Vec::new();
+        let (mut refused, mut overrun) = (Vec::new(), false);
         loop {
-            for message in messages(datagram(&self.socket, &mut self.buffer)?) {
+            // The kernel answers while it takes the batch, so what has not been lost is there.
+            let flags = if overrun { MSG_DONTWAIT } else { 0 };
+            let answers = match datagram(&self.socket, &mut self.buffer, flags) {
+                Err(error) if error.raw_os_error() == Some(ENOBUFS) && !overrun => {
+                    overrun = true;
+                    continue;
+                }
+                Err(error) if overrun && error.kind() == io::ErrorKind::WouldBlock && !refused.is_empty() => {
+                    return Ok(refused);
+                }
+                other => other?,
+            };
+            for message in messages(answers) {
                 let message = message?;
                 if message.header.message_type != ERROR {
                     continue;
@@ -233,10 +251,10 @@ impl Connection {
     }
 }
 
-fn datagram<'a>(socket: &Socket, buffer: &'a mut Vec<u8>) -> io::Result<&'a [u8]> {
+fn datagram<'a>(socket: &Socket, buffer: &'a mut Vec<u8>, flags: i32) -> io::Result<&'a [u8]> {
     buffer.clear();
     let length = loop {
-        match socket.recv(buffer, MSG_TRUNC) {
+        match socket.recv(buffer, MSG_TRUNC | flags) {
             // Signals end a wait with a time limit, whoever they are for.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             other => break other?,

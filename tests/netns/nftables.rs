@@ -28,6 +28,7 @@ families!(
     a_set_of_another_shape_is_made_anew,
     what_cannot_be_written_is_said_at_the_start,
     what_the_kernel_refuses_stays_with_its_service,
+    so_it_does_however_much_that_is,
     loopback_addresses_serve_node_ports_if_asked,
     addresses_that_no_service_has_are_dropped,
     many_changes_end_in_the_same_state,
@@ -370,17 +371,21 @@ fn what_cannot_be_written_is_said_at_the_start(case: Case) {
 }
 
 /// One Service is set aside, by name, and all others work; when there is room, it does, too.
-fn what_the_kernel_refuses_stays_with_its_service(case: Case) {
-    let world = case.world(Fabric::Bridge, 1, 1);
+/// A set that takes no more than one Service with two endpoints.
+fn one_of_two_endpoints(world: &World) {
     let (ip, addr) = match world.family() {
         Family::V4 => ("ip", "ipv4_addr"),
         Family::V6 => ("ip6", "ipv6_addr"),
     };
-    // A set that takes no more than the one Service, and the marker of the tests.
     let full = format!(
         "add table {ip} kube-proxy\nadd set {ip} kube-proxy services-2 {{ type {addr} . inet_proto . inet_service ; size 1 ; }}\n"
     );
     world.node.exec("nft", &["-f", "-"], &full);
+}
+
+fn what_the_kernel_refuses_stays_with_its_service(case: Case) {
+    let world = case.world(Fabric::Bridge, 1, 1);
+    one_of_two_endpoints(&world);
     let first = Service { protocols: vec![Proto::Tcp], ..Service::new(&world, "first", 1, &["a0", "b0"]) };
     let second = Service { protocols: vec![Proto::Tcp], ..Service::new(&world, "second", 2, &["a0", "b0"]) };
     let third = Service { protocols: vec![Proto::Tcp], ..Service::new(&world, "third", 3, &["b0"]) };
@@ -403,6 +408,23 @@ fn what_the_kernel_refuses_stays_with_its_service(case: Case) {
     let moved = Call::new(Proto::Tcp, SocketAddr::new(objects.services[0].cluster_ip, 81));
     assert!(moved.make_in(&world.client).endpoint().is_some(), "{}", log(&world));
     assert!(answers(&third));
+}
+
+/// The kernel has no room for as many answers as it would have to give at once.
+fn so_it_does_however_much_that_is(case: Case) {
+    const MANY: u16 = 1_000;
+    let world = case.world(Fabric::Bridge, 1, 1);
+    one_of_two_endpoints(&world);
+    let service = |n: u16, endpoints: &[&str]| Service {
+        protocols: vec![Proto::Tcp],
+        ..Service::new(&world, &format!("s{n}"), n, endpoints)
+    };
+    let other = service(MANY + 1, &["b0"]);
+    let objects = Objects::new((1..=MANY).map(|n| service(n, &["a0", "b0"])).chain([other.clone()]));
+    let _proxy = Proxy::start(&world, &Config::default(), &objects);
+    assert!(cluster(&other).make_in(&world.client).endpoint().is_some());
+    let aside = format!("set_aside={} ", MANY - 1);
+    eventually(LONG, "all others are set aside", || log(&world).contains(&aside).then_some(()));
 }
 
 /// `--ferrule-localhost-nodeports`: IPv4 alone, TCP and UDP, whichever addresses else serve them.
