@@ -370,7 +370,6 @@ fn what_cannot_be_written_is_said_at_the_start(case: Case) {
     assert!(said.contains("(nf_tables: Operation not permitted"), "{said}");
 }
 
-/// One Service is set aside, by name, and all others work; when there is room, it does, too.
 /// A set that takes no more than one Service with two endpoints.
 fn one_of_two_endpoints(world: &World) {
     let (ip, addr) = match world.family() {
@@ -383,6 +382,7 @@ fn one_of_two_endpoints(world: &World) {
     world.node.exec("nft", &["-f", "-"], &full);
 }
 
+/// One Service is set aside, by name, and all others work; when there is room, it does, too.
 fn what_the_kernel_refuses_stays_with_its_service(case: Case) {
     let world = case.world(Fabric::Bridge, 1, 1);
     one_of_two_endpoints(&world);
