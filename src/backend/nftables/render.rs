@@ -25,8 +25,15 @@ pub struct Script {
 /// Conditions and what is done, as rules of a family say it.
 struct Words<'a>(IpFamily, &'a Rule);
 
-/// What is looked up.
-struct Looked<'a>(&'static str, &'a [Of]);
+/// What is looked up, and by which words the protocol is found.
+struct Looked<'a>(&'static str, &'a [Of], &'static str);
+
+/// As the packet has it.
+const OF_PACKET: &str = "meta l4proto";
+/// As connection tracking has it. To look for ranges, `nft` (1.0.6) turns the bytes of what is in the machine's order, even
+/// if there is but one: `hton(reg, 2, 1)`, which kernels refuse of late (6.12.117: `EOPNOTSUPP`). This it takes for the
+/// network's order.
+const OF_CONNECTION: &str = "ct protocol";
 
 /// A key of an element.
 struct Keyed(Key);
@@ -198,7 +205,8 @@ impl Display for Words<'_> {
         for condition in &rule.matches {
             match condition {
                 Match::In { key, set, not } => {
-                    write!(f, "{} {}@{} ", Looked(ip, key), if *not { "!= " } else { "" }, set.name())?;
+                    let protocol = if set.shape().interval { OF_CONNECTION } else { OF_PACKET };
+                    write!(f, "{} {}@{} ", Looked(ip, key, protocol), if *not { "!= " } else { "" }, set.name())?;
                 }
                 Match::Source(net) => write!(f, "{ip} saddr {} ", short(*net))?,
                 Match::NotSource(net) => write!(f, "{ip} saddr != {} ", short(*net))?,
@@ -226,16 +234,16 @@ impl Display for Words<'_> {
             Action::Reject => f.write_str("reject")?,
             Action::Drop => f.write_str("drop")?,
             Action::Translate { key, below, map } => {
-                write!(f, "dnat {ip} addr . port to {}", Looked(ip, key))?;
+                write!(f, "dnat {ip} addr . port to {}", Looked(ip, key, OF_PACKET))?;
                 if let Some(below) = below {
                     write!(f, " . numgen random mod {below}")?;
                 }
                 write!(f, " map @{}", map.name())?;
             }
-            Action::Label(key, map) => write!(f, "ct label set {} map @{}", Looked(ip, key), map.name())?,
+            Action::Label(key, map) => write!(f, "ct label set {} map @{}", Looked(ip, key, OF_PACKET), map.name())?,
             Action::Remember(seconds) => {
-                let client = Looked(ip, &[Of::Label, Of::Source]);
-                let endpoint = Looked(ip, &[Of::Destination, Of::Port]);
+                let client = Looked(ip, &[Of::Label, Of::Source], OF_PACKET);
+                let endpoint = Looked(ip, &[Of::Destination, Of::Port], OF_PACKET);
                 write!(f, "update @{} {{ {client} timeout {seconds}s : {endpoint} }}", Set::Clients.name())?;
             }
         }
@@ -248,7 +256,7 @@ impl Display for Words<'_> {
 
 impl Display for Looked<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Looked(ip, key) = self;
+        let Looked(ip, key, protocol) = self;
         for (i, of) in key.iter().enumerate() {
             if i > 0 {
                 f.write_str(" . ")?;
@@ -256,7 +264,7 @@ impl Display for Looked<'_> {
             match of {
                 Of::Source => write!(f, "{ip} saddr")?,
                 Of::Destination => write!(f, "{ip} daddr")?,
-                Of::Protocol => f.write_str("meta l4proto")?,
+                Of::Protocol => f.write_str(protocol)?,
                 Of::Port => f.write_str("th dport")?,
                 Of::Label => f.write_str("ct label")?,
             }

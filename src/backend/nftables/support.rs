@@ -155,6 +155,21 @@ mod tests {
     use super::*;
 
     #[test]
+    /// There `nft` has the kernel turn its one byte, which some kernels refuse.
+    #[test]
+    fn the_packets_protocol_is_in_no_key_of_ranges() {
+        let mut script = Script::new(IpFamily::V6);
+        script.base(&base(&NodePlan::unknown(IpFamily::V6), &Style { mark: 0x4000 }, &[1].into()));
+        let script = script.into_text();
+        let (_, ranges) = script.split_once(" flags interval ").unwrap();
+        assert_eq!(ranges.matches(" flags interval ").count(), 0, "one set has ranges");
+        let mut rules = script.lines().filter(|line| line.contains("@allowed-sources"));
+        let key = rules.next().unwrap().split_once("@restricted-services ").unwrap().1;
+        assert!(key.starts_with("ip6 daddr . ct protocol . th dport"), "{key}");
+        assert_eq!(rules.next(), None);
+    }
+
+    #[test]
     fn versions() {
         assert!(is_recent("nftables v1.0.6 (Lester Gooch #5)"));
         assert!(is_recent("nftables v1.1.3 (Commodore Bullmoose #4)"));
