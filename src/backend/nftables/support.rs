@@ -154,7 +154,6 @@ fn is_recent(version: &str) -> bool {
 mod tests {
     use super::*;
 
-    #[test]
     /// There `nft` has the kernel turn its one byte, which some kernels refuse.
     #[test]
     fn the_packets_protocol_is_in_no_key_of_ranges() {
