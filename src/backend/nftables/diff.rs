@@ -67,11 +67,6 @@ impl Held {
         Held { found: Some(found), found_sources, ..Held::default() }
     }
 
-    /// The plan of a Service port by which it has elements.
-    pub fn plan(&self, name: &ServicePortName) -> Option<&Arc<ServicePlan>> {
-        self.services.get(name)
-    }
-
     /// Service ports that have elements.
     pub fn names(&self) -> impl Iterator<Item = &ServicePortName> {
         self.services.keys()
