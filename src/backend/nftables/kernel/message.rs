@@ -128,12 +128,7 @@ impl Transaction {
         self.owners.is_empty()
     }
 
-    /// Whom the message of this place is for.
-    pub fn owner(&self, place: usize) -> Option<usize> {
-        self.owners.get(place).copied()
-    }
-
-    /// Elements come or go. `service` is named in comments of those that are its own, `owner` is to be found by [`Transaction::owner`].
+    /// Elements come or go. `service` is named in comments of those that are its own, `owner` is whom a refusal is about.
     pub fn elements_of(
         &mut self,
         command: Command,
