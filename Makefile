@@ -63,6 +63,14 @@ needs() {
   apt-get -qq update </dev/null
   apt-get -qq install -y --no-install-recommends "$${missing[@]}" </dev/null >/dev/null
 }
+# kept NAME: a folder of that name in cargo's own, which is marked as one of things that can be made again. Cargo
+# marks it only if it has made it.
+kept() {
+  local target="$${CARGO_TARGET_DIR:-target}"
+  mkdir -p "$$target"
+  [[ -e $$target/CACHEDIR.TAG ]] || echo 'Signature: 8a477f597d28d172789f06886806bc55' >"$$target/CACHEDIR.TAG"
+  echo "$$target/$$1"
+}
 if ! command -v cargo >/dev/null; then
   echo "make $@: cargo is not in PATH: install Rust (the version is in Cargo.toml)" >&2; exit 1
 fi
@@ -107,7 +115,7 @@ in_vm = $(call runner,tests/vm/boot -m 1024 -t 900)
 
 # The same in an emulated machine whose kernel has nf_tables as well, for so many seconds at most.
 define in_emulator
-kernel="$${CARGO_TARGET_DIR:-target}/kernels/$(KERNEL_SUITE)"
+kernel="$$(kept 'kernels/$(KERNEL_SUITE)')"
 if [[ ! -e /usr/lib/qemu/virtiofsd ]]; then
   needs /usr/libexec/virtiofsd=virtiofsd
 fi
@@ -195,7 +203,7 @@ test-tools: ## nftables mode, the nft variant and the demo with tools of a later
 	@$(needs)
 	$(tests)
 	needs $(COMPILER) $(KERNEL_TOOLS) unshare=util-linux dpkg-deb=dpkg
-	folder="$$(realpath -m "$${CARGO_TARGET_DIR:-target}")/debian/$(SUITE)"
+	folder="$$(realpath -m "$$(kept 'debian/$(SUITE)')")"
 	tests/debian/fetch '$(SUITE)' "$$folder"
 	export "CARGO_TARGET_$$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')_RUNNER=tests/debian/inside $$folder"
 	if [[ -n '$(ARGS)' ]]; then
@@ -223,7 +231,7 @@ lint: ## formatting, clippy and documentation, warnings denied
 chart: ## lint and render the Helm chart, read the PromQL of dashboard and alerts (Helm from PyPI)
 	@$(needs)
 	needs python3=python3 /usr/share/doc/python3-venv=python3-venv
-	tools="$${CARGO_TARGET_DIR:-target}/chart-tools"
+	tools="$$(kept chart-tools)"
 	wanted='helm-python-sdk==0.2.2 promql-parser==0.12.0 pyyaml==6.0.2'
 	if [[ "$$(cat "$$tools/installed" 2>/dev/null)" != "$$wanted" ]]; then
 	  python3 -m venv --clear "$$tools"
@@ -279,13 +287,13 @@ fuzz: ## search for inputs that break parsers or the slice merge (compiles cargo
 	needs $(COMPILER) c++=g++
 	cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
 	# There is no unsafe code for a sanitizer to watch, and without one a stable compiler will do.
-	kept="$${CARGO_TARGET_DIR:-target}/fuzz" targets='$(ARGS)' broken=()
-	build=(--fuzz-dir tests/fuzz --target-dir "$$kept" --sanitizer none)
+	folder="$$(kept fuzz)" targets='$(ARGS)' broken=()
+	build=(--fuzz-dir tests/fuzz --target-dir "$$folder" --sanitizer none)
 	cargo fuzz build "$${build[@]}"
 	for target in $${targets:-$$(cargo fuzz list --fuzz-dir tests/fuzz)}; do
 	  printf '\n=== %s\n' "$$target"
-	  mkdir -p "$$kept/corpus/$$target"
-	  nice cargo fuzz run "$${build[@]}" "$$target" "$$kept/corpus/$$target" "tests/regress/$$target" -- \
+	  mkdir -p "$$folder/corpus/$$target"
+	  nice cargo fuzz run "$${build[@]}" "$$target" "$$folder/corpus/$$target" "tests/regress/$$target" -- \
 	    -max_total_time=$(FUZZ_SECONDS) -timeout=10 -verbosity=0 -print_final_stats=1 || broken+=("$$target")
 	done
 	if [[ $${#broken[@]} -gt 0 ]]; then
