@@ -91,6 +91,8 @@ pub struct Proxy<'w> {
     world: &'w World,
     child: Child,
     mode: Mode,
+    /// How many syncs the log told of before it was started.
+    syncs_before: usize,
 }
 
 impl Default for Config {
@@ -247,6 +249,7 @@ impl<'w> Proxy<'w> {
     /// Starts a program, which is to become the proxy, with its arguments.
     pub fn spawn(world: &'w World, arguments: &[OsString]) -> Proxy<'w> {
         let log = File::options().create(true).append(true).open(world.log_path()).unwrap();
+        let syncs_before = syncs(world);
         // Ends with this process, even if that one is killed.
         let mut command = Command::new("setpriv");
         command
@@ -262,29 +265,36 @@ impl<'w> Proxy<'w> {
             .process_group(0);
         let child =
             world.node.run_on_keeper(move || command.spawn()).expect("setpriv (package util-linux) is to start");
-        Proxy { world, child, mode: Mode::Iptables }
+        Proxy { world, child, mode: Mode::Iptables, syncs_before }
     }
 
     /// Changes the objects and waits until the change is in the kernel.
     #[track_caller]
     pub fn apply(&self, objects: &Objects) {
+        let before = syncs(self.world);
         let marker = write(self.world, objects);
-        self.settled(&marker);
+        self.settled_since(&marker, before);
     }
 
     /// Waits until the rules for a marker Service are there and nothing changes any more.
     #[track_caller]
     pub fn settled(&self, marker: &Service) {
+        self.settled_since(marker, self.syncs_before);
+    }
+
+    /// The same if the log told of so many syncs before the marker was written, or the proxy started.
+    #[track_caller]
+    fn settled_since(&self, marker: &Service, before: usize) {
         match self.mode {
             Mode::Iptables => {}
             Mode::Ipvs { .. } => {
                 let shown = shown_in_table(SocketAddr::new(marker.cluster_ip, marker.port));
                 let table = || self.world.node.proc_net("ip_vs");
-                return self.settled_in_table(&shown, table);
+                return self.settled_in_table(&shown, table, before);
             }
             Mode::Nftables => {
                 let shown = format!("comment \"{}\"", marker.port(Proto::Tcp));
-                return self.settled_in_table(&shown, || table(self.world, self.world.family()));
+                return self.settled_in_table(&shown, || table(self.world, self.world.family()), before);
             }
         }
         let family = self.world.family();
@@ -298,20 +308,17 @@ impl<'w> Proxy<'w> {
 
     /// The same for what is shown of a marker where it is there before all the rest is.
     #[track_caller]
-    fn settled_in_table(&self, shown: &str, table: impl Fn() -> String) {
-        let synced = format!("\"synced\" family=\"{}\"", self.world.family().name());
-        let syncs = || fs::read_to_string(self.world.log_path()).unwrap().matches(&synced).count();
-        let mut before = syncs();
+    fn settled_in_table(&self, shown: &str, table: impl Fn() -> String, mut before: usize) {
         eventually(LONG, &format!("there is {shown}"), || {
             assert!(self.running(), "ferrule ended, see its log");
-            let now = syncs();
+            let now = syncs(self.world);
             let is_there = table().contains(shown);
             if !is_there {
                 before = now;
             }
             is_there.then_some(())
         });
-        eventually(LONG, "the sync is done that made it", || (syncs() > before).then_some(()));
+        eventually(LONG, "the sync is done that made it", || (syncs(self.world) > before).then_some(()));
         match self.mode {
             Mode::Nftables => quiet_in(|| Family::BOTH.map(|family| without_clocks(&self::table(self.world, family)))),
             _ => quiet(self.world),
@@ -403,6 +410,12 @@ pub fn write_same_marker(world: &World, objects: &Objects) -> Service {
     all.services.push(marker.clone());
     all.write(&manifests(world));
     marker
+}
+
+/// How many syncs of the world's family its proxies' log tells of.
+fn syncs(world: &World) -> usize {
+    let synced = format!("\"synced\" family=\"{}\"", world.family().name());
+    fs::read_to_string(world.log_path()).unwrap_or_default().matches(&synced).count()
 }
 
 /// The table of nftables mode as `nft` lists it; empty if it is not there.
