@@ -205,7 +205,7 @@ test-tools: ## nftables mode, the nft variant and the demo with tools of a later
 	needs $(COMPILER) $(KERNEL_TOOLS) unshare=util-linux dpkg-deb=dpkg
 	folder="$$(realpath -m "$$(kept 'debian/$(SUITE)')")"
 	tests/debian/fetch '$(SUITE)' "$$folder"
-	export "CARGO_TARGET_$$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')_RUNNER=tests/debian/inside $$folder"
+	$(call runner,tests/debian/inside $$folder)
 	if [[ -n '$(ARGS)' ]]; then
 	  tests --test netns --test demo -- $(ARGS)
 	else

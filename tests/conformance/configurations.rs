@@ -9,7 +9,7 @@ use crate::recording::{Rules, config, folder, golden};
 use crate::source::Source;
 
 /// Files of `objects/` that the API server held in a configuration.
-fn object_files(case: &str) -> &'static [&'static str] {
+pub fn object_files(case: &str) -> &'static [&'static str] {
     match case {
         "large" => &["all.yaml", "large-extra.yaml"],
         _ => &["all.yaml"],

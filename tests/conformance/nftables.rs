@@ -4,9 +4,10 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use crate::configurations::object_files;
 use crate::node::{Node, Tools};
 use crate::proxy::Proxy;
-use crate::recording::{config, golden, read};
+use crate::recording::{compare_settings, config, golden, read};
 use crate::source::Source;
 
 /// Starts ferrule in an empty kernel, and over what kube-proxy left: in the end there is the same. The settings of the
@@ -14,9 +15,8 @@ use crate::source::Source;
 #[track_caller]
 fn check(case: &str) {
     let folder = golden().join(format!("nftables-{case}"));
-    let more = if case == "large" { ["large-extra.yaml"].as_slice() } else { &[] };
-    let files = ["all.yaml"].iter().chain(more).map(|file| golden().join("objects").join(file)).collect();
-    let source = Source::Files(files);
+    let files = object_files(case).iter().map(|file| golden().join("objects").join(file));
+    let source = Source::Files(files.collect());
     let config = config(&folder);
     let mut fresh = BTreeSet::new();
     Node::run(Tools::Legacy, |node| {
@@ -49,7 +49,7 @@ fn is_served(node: &Node) -> bool {
     log.matches("all rules are in the kernel").count() == 2
 }
 
-/// The lines of the tables of both families, without how long clients are still remembered.
+/// The lines of the tables of both families, whatever the order of elements.
 fn listed(node: &Node) -> BTreeSet<String> {
     let output = node.command("nft").args(["list", "ruleset"]).output().expect("nft");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -64,22 +64,10 @@ fn settings_are(folder: &Path) {
     if !file.exists() {
         return;
     }
-    let mut wrong = Vec::new();
-    let mut compared = 0;
-    for line in read(&file).lines() {
-        let (name, recorded) = line.split_once(" = ").expect("a setting");
-        // In other modes it forwards, too: here the recorded node did so before.
-        let touched = ["route_localnet", "tcp_be_liberal", "tcp_timeout_established", "tcp_timeout_close_wait"];
-        if !touched.iter().any(|part| name.ends_with(part)) {
-            continue;
-        }
-        compared += 1;
-        // This thread's namespace is the node's.
-        let ours = std::fs::read_to_string(format!("/proc/sys/{}", name.replace('.', "/")));
-        if ours.as_deref().map(str::trim).ok() != Some(recorded) {
-            wrong.push(format!("{line}, not {ours:?}"));
-        }
-    }
+    // In other modes it forwards, too: here the recorded node did so before.
+    let touched = ["route_localnet", "tcp_be_liberal", "tcp_timeout_established", "tcp_timeout_close_wait"];
+    let is_touched = |name: &str| touched.iter().any(|part| name.ends_with(part));
+    let (compared, wrong) = compare_settings(&read(&file), is_touched);
     assert!(wrong.is_empty() && compared == 4, "{compared} compared: {wrong:#?}");
 }
 

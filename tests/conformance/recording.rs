@@ -46,6 +46,24 @@ pub fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
+/// Compares recorded settings of the kernel, those that are of interest, with what they are in the calling thread's
+/// network namespace: how many were compared, and which differ.
+pub fn compare_settings(recorded: &str, is_of_interest: impl Fn(&str) -> bool) -> (usize, Vec<String>) {
+    let (mut compared, mut wrong) = (0, Vec::new());
+    for line in recorded.lines() {
+        let (name, recorded) = line.split_once(" = ").expect("a setting");
+        if !is_of_interest(name) {
+            continue;
+        }
+        compared += 1;
+        let ours = std::fs::read_to_string(format!("/proc/sys/{}", name.replace('.', "/")));
+        if ours.as_deref().map(str::trim).ok() != Some(recorded) {
+            wrong.push(format!("{line}, not {ours:?}"));
+        }
+    }
+    (compared, wrong)
+}
+
 // === impl Rules ===
 
 impl Rules {

@@ -8,7 +8,7 @@ use super::State;
 use crate::node::{Node, Tools};
 use crate::objects::{Objects, Step};
 use crate::proxy::Proxy;
-use crate::recording::{config, golden, read};
+use crate::recording::{compare_settings, config, golden, read};
 use crate::source::Source;
 use ferrule::net::IpFamily;
 
@@ -87,18 +87,9 @@ fn check(case: &str, prepare: impl Fn(&Node) + Sync, recorded: impl Fn(&Path) ->
 /// machine, none is set.)
 #[track_caller]
 fn settings_are(node: &Node, folder: &Path) {
-    let mut wrong = Vec::new();
-    for line in read(&folder.join("sysctl.txt")).lines() {
-        let (name, recorded) = line.split_once(" = ").expect("a setting");
-        // This thread's namespace is the node's.
-        let path = format!("/proc/sys/{}", name.replace('.', "/"));
-        let ours = std::fs::read_to_string(path);
-        let is_set =
-            ["conntrack", "expire_", "conf.all", "ip_forward", "conn_reuse"].iter().any(|part| name.contains(part));
-        if is_set && ours.as_deref().map(str::trim).ok() != Some(recorded) {
-            wrong.push(format!("{line}, not {ours:?}"));
-        }
-    }
+    let set = ["conntrack", "expire_", "conf.all", "ip_forward", "conn_reuse"];
+    let is_set = |name: &str| set.iter().any(|part| name.contains(part));
+    let (_, mut wrong) = compare_settings(&read(&folder.join("sysctl.txt")), is_set);
     let timeouts = node.command("ipvsadm").args(["-L", "--timeout"]).output().expect("ipvsadm");
     let (ours, recorded) = (String::from_utf8_lossy(&timeouts.stdout), read(&folder.join("ipvsadm-timeout.txt")));
     if ours.trim() != recorded.trim() {

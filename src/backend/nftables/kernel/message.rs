@@ -419,24 +419,26 @@ pub(super) fn set_header(message: &[u8], family: IpFamily) -> Option<SetHeader> 
     let name = name?;
     let is_so = |set: &Set| {
         let shape = set.shape();
-        let length = |fields: &[Field]| fields.iter().map(|field| field_length(*field, family)).sum::<usize>();
+        let length = |fields| length(fields, family);
         let has = |flag| flags & flag != 0;
-        key_length as usize == length(shape.key)
+        key_length == length(shape.key)
             && has(FLAG_INTERVAL) == shape.interval
             && has(FLAG_MAP) == shape.value.is_some()
             && has(FLAG_TIMEOUT) == shape.dynamic
             && has(FLAG_EVAL) == shape.dynamic
-            && shape.value.is_none_or(|value| value_type != VERDICT && value_length as usize == length(value))
+            && shape.value.is_none_or(|value| value_type != VERDICT && value_length == length(value))
     };
     let is_ours = Set::named(&name).filter(is_so);
     Some(SetHeader { name, is_ours })
 }
 
-fn field_length(field: Field, family: IpFamily) -> usize {
-    match (field, family) {
+/// How many bytes fields of a key or a value take.
+fn length(fields: &[Field], family: IpFamily) -> u32 {
+    let length = |field: &Field| match (field, family) {
         (Field::Address, IpFamily::V6) | (Field::Label, _) => 16,
         (Field::Address, IpFamily::V4) | (Field::Protocol | Field::Port | Field::Number, _) => 4,
-    }
+    };
+    fields.iter().map(length).sum()
 }
 
 /// The chain of the rule that a message is about, and its expressions.

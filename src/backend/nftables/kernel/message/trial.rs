@@ -3,10 +3,10 @@
 
 use super::{
     CHAIN_NAME, CREATE, FLAG_EVAL, FLAG_MAP, FLAG_TIMEOUT, NEW_CHAIN, NEW_SET, NEW_TABLE, REQUEST, SET_FLAGS,
-    SET_KEY_LENGTH, SET_VALUE_LENGTH, SET_VALUE_TYPE, Transaction, field_length,
+    SET_KEY_LENGTH, SET_VALUE_LENGTH, SET_VALUE_TYPE, Transaction, length,
 };
 use crate::backend::nftables::names::TRIAL;
-use crate::backend::nftables::ruleset::{Field, Set};
+use crate::backend::nftables::ruleset::Set;
 use crate::net::IpFamily;
 use crate::netlink::nf_tables::OF_SET;
 
@@ -27,7 +27,6 @@ impl Transaction {
     /// A set or a map comes. Its keys are no ranges.
     pub fn add_set(&mut self, set: Set, owner: usize) {
         let (shape, family) = (set.shape(), self.family);
-        let length = |fields: &[Field]| fields.iter().map(|field| field_length(*field, family)).sum::<usize>();
         let mut flags = 0;
         if shape.value.is_some() {
             flags |= FLAG_MAP;
@@ -39,10 +38,9 @@ impl Transaction {
         let message = self.begin(NEW_SET, REQUEST | CREATE, owner);
         self.name(OF_SET, &set.name());
         let mut number = |kind, number: u32| self.value(kind, &number.to_be_bytes());
-        let mut lengths = |kind, fields: &[Field]| number(kind, u32::try_from(length(fields)).unwrap_or(u32::MAX));
-        lengths(SET_KEY_LENGTH, shape.key);
+        number(SET_KEY_LENGTH, length(shape.key, family));
         if let Some(value) = shape.value {
-            lengths(SET_VALUE_LENGTH, value);
+            number(SET_VALUE_LENGTH, length(value, family));
             number(SET_VALUE_TYPE, PLAIN);
         }
         number(SET_FLAGS, flags);
